@@ -1,0 +1,85 @@
+# The one way in: people, README and CI use these targets. `make` alone lists them.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+
+CARGO_BIN := $(or $(CARGO_HOME),$(HOME)/.cargo)/bin
+# First, so that a Rust which `make setup` has just installed is found.
+export PATH := $(CARGO_BIN):$(PATH)
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+COMPUTEPOOL := $(TARGET)/release/computepool
+
+# make up MODEL=<folder or .gguf> [SHARDS=3] [API=127.0.0.1:8080] [STATE=.state]
+MODEL ?=
+SHARDS ?= 2
+API ?= 127.0.0.1:8080
+STATE ?= .state
+# Further words for bench, soak, parity and interop.
+ARGS ?=
+
+.PHONY: help
+help: ## list the targets
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | while IFS='|' read -r name text; do printf '  make %-9s %s\n' "$$name" "$$text"; done
+
+.PHONY: setup
+setup: ## install the system packages that are missing (YES=1 also installs Rust)
+	@YES='$(YES)' scripts/setup.sh
+
+.PHONY: build
+build: setup ## optimised computepool and pool-shard
+	cargo build --release --locked -p computepool -p pool-shard
+
+.PHONY: demo
+demo: build ## an orchestrator, two nodes and a real answer through the OpenAI endpoint
+	@$(COMPUTEPOOL) demo
+
+.PHONY: up
+up: build ## serve MODEL=<folder or .gguf> over SHARDS=n shards until `make down`
+	@if [[ -z '$(MODEL)' ]]; then echo 'Say which model to serve: make up MODEL=<folder or .gguf> SHARDS=3' >&2; exit 2; fi
+	@$(COMPUTEPOOL) up --model '$(MODEL)' --shards '$(SHARDS)' --api '$(API)' --state '$(STATE)' --detach
+
+.PHONY: down
+down: ## stop what `make up` started
+	@if [[ ! -x $(COMPUTEPOOL) ]]; then echo 'Nothing was built here, so nothing runs.'; else $(COMPUTEPOOL) down --state '$(STATE)'; fi
+
+.PHONY: test
+test: setup ## everything: unit, property, architecture, end-to-end, documentation and client tests
+	cargo build --workspace --bins --tests --locked
+	@if cargo nextest --version >/dev/null 2>&1; then \
+		echo 'cargo nextest run --workspace --locked'; cargo nextest run --workspace --locked; \
+	else \
+		echo 'cargo test --workspace --bins --lib --tests --locked'; cargo test --workspace --bins --lib --tests --locked; \
+	fi
+	cargo test --workspace --doc --locked
+	@if [[ -x scripts/clients/run.sh ]]; then scripts/clients/run.sh; fi
+
+.PHONY: lint
+lint: ## formatting, clippy, shell scripts
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --locked -- -D warnings
+	@if command -v shellcheck >/dev/null; then git ls-files -z -co --exclude-standard '*.sh' '.ci/run' | xargs -0 -r shellcheck -x; \
+	else echo 'shellcheck is not installed: shell scripts were not checked'; fi
+
+.PHONY: docs
+docs: ## the crates' documentation, warnings refused
+	RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps --locked
+
+.PHONY: bench
+bench: build ## the figures of docs/benchmarks.md, as a table and JSON
+	@$(COMPUTEPOOL) bench $(ARGS)
+
+.PHONY: soak
+soak: build ## ten minutes of mixed requests with random cancels
+	@$(call script,soak)
+
+.PHONY: parity
+parity: setup ## compare with transformers, live
+	@$(call script,parity)
+
+.PHONY: interop
+interop: setup ## our links against aiortc and node-datachannel
+	@YES='$(YES)' scripts/setup.sh node
+	@$(call script,interop)
+
+script = if [[ -x scripts/$(1)/run.sh ]]; then scripts/$(1)/run.sh $(ARGS); else echo 'scripts/$(1)/run.sh is not in this checkout yet' >&2; exit 1; fi
