@@ -1,0 +1,9 @@
+//! The orchestrator: registers nodes, forms coalitions, relays signalling and answers OpenAI clients.
+//! It never sees a hidden state: the gateway's links carry prompts and tokens only.
+
+mod completion;
+pub mod control;
+mod dataplane;
+pub mod gateway;
+
+pub use completion::{CancelGuard, Completion, Completions, ServedModel, StartError};
