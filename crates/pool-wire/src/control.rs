@@ -69,8 +69,13 @@ pub enum ToNode {
         /// The orchestrator's own address: the gateway's identity on links.
         gateway: Address,
     },
-    /// Load these layers and link to the other members.
+    /// Load these layers; link to the other members when told to.
     Assign(Box<Assignment>),
+    /// Every member has loaded its layers: link up now.
+    Link {
+        /// The assignment's epoch.
+        epoch: Epoch,
+    },
     /// A link description from another member.
     Signal(Signal),
     /// Drop the assignment: close its links, free its requests; keep the layers loaded.
