@@ -1,0 +1,40 @@
+//! What an orchestrator remembers between runs, in one SQLite file: the nodes it has met, the coalitions it
+//! formed, and its settings. No SQL leaves this crate.
+//!
+//! The file is private to its owner (mode 0600), written ahead (WAL), and migrated when opened. A file that is not
+//! a sound database is kept aside under another name, never overwritten, and [`Store::set_aside`] says so.
+//!
+//! ```
+//! # let directory = tempfile::tempdir()?;
+//! # tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
+//! use pool_store::Store;
+//!
+//! let store = Store::open(directory.path().join("state.db")).await?;
+//! store.set_setting("greeting", "hello").await?;
+//! assert_eq!(store.setting("greeting").await?.as_deref(), Some("hello"));
+//! # store.close().await;
+//! # Ok::<(), pool_store::StoreError>(()) })?;
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! ```
+//! # let directory = tempfile::tempdir()?;
+//! # tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
+//! use pool_store::Store;
+//! use pool_types::Epoch;
+//!
+//! let store = Store::open(directory.path().join("state.db")).await?;
+//! assert_eq!(store.next_epoch(1_800_000_000).await?, Epoch(1), "the first coalition of a new store");
+//! # store.close().await;
+//! # Ok::<(), pool_store::StoreError>(()) })?;
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
+mod coalitions;
+mod nodes;
+mod settings;
+mod store;
+
+pub use coalitions::{CoalitionRecord, CoalitionState};
+pub use nodes::NodeRecord;
+pub use store::{Store, StoreError};
