@@ -2,7 +2,7 @@
 
 /// Every `std::…` and `tokio…` path that `source` imports or spells out, with import braces expanded.
 /// Line comments are left out.
-pub fn named_paths(source: &str) -> Vec<String> {
+pub(crate) fn named_paths(source: &str) -> Vec<String> {
     let code: String =
         source.lines().map(|line| line.split("//").next().unwrap_or_default()).collect::<Vec<_>>().join("\n");
     let mut paths = Vec::new();
@@ -35,7 +35,7 @@ fn expand(text: &str, prefix: &str, paths: &mut Vec<String>) -> usize {
 }
 
 /// The first place on somebody's machine that `text` names: a home, temporary or work folder.
-pub fn machine_path(text: &str) -> Option<&str> {
+pub(crate) fn machine_path(text: &str) -> Option<&str> {
     const ROOTS: [&str; 6] = [
         concat!("/ho", "me/"),
         concat!("/ro", "ot/"),

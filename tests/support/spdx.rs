@@ -4,7 +4,7 @@
 
 /// Whether the licences that `expression` offers can be met with those that `allowed` accepts.
 /// An expression that cannot be read is refused.
-pub fn is_allowed(expression: &str, allowed: &dyn Fn(&str) -> bool) -> bool {
+pub(crate) fn is_allowed(expression: &str, allowed: &dyn Fn(&str) -> bool) -> bool {
     let spaced = expression.replace('(', " ( ").replace(')', " ) ").replace('/', " OR ");
     let words: Vec<&str> = spaced.split_whitespace().collect();
     let mut reader = Reader { words: &words, at: 0, allowed };
