@@ -205,8 +205,7 @@ pub fn entry_bytes(source: &dyn TensorSource) -> u64 {
 /// Bytes an exit shard holds besides its layers: the last norm and the head. Where the head is tied to the
 /// embedding, the embedding counts here as well as at the entry, since both shards load it.
 pub fn exit_bytes(source: &dyn TensorSource) -> u64 {
-    let head =
-        if source.info(TensorName::Output).is_some() { TensorName::Output } else { TensorName::TokenEmbedding };
+    let head = if source.info(TensorName::Output).is_some() { TensorName::Output } else { TensorName::TokenEmbedding };
     sum(source, |name| name == TensorName::OutputNorm || name == head)
 }
 
