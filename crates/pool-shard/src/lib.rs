@@ -1,0 +1,2 @@
+//! The data-plane process: engine and links.
+pub mod schedule;
