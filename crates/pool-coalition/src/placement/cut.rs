@@ -35,6 +35,21 @@ impl Field<'_> {
         Some(self.seated(order, ends))
     }
 
+    /// Whether no stage of this order need take longer than `limit` seconds: false only where a cut is impossible.
+    /// Every card takes all it can, which leaves the least to the others.
+    pub(super) fn could_stay_within(&self, order: &[usize], limit: f64) -> bool {
+        let mut held = 0;
+        for (place, &seat) in order.iter().enumerate() {
+            let Some(capacity) = self.capacity(seat, place, order.len()) else { return false };
+            let rest = &self.resident[held + 1..];
+            let fits = rest.partition_point(|end| end - self.resident[held] <= capacity);
+            let spent = self.fixed_seconds(seat, place, order.len());
+            let seconds = |end: &u64| (end - self.resident[held]) as f64 * self.seats[seat].seconds_per_byte + spent;
+            held += rest[..fits].partition_point(|end| seconds(end) <= limit);
+        }
+        held == self.layer_count()
+    }
+
     /// The same latency with the most even stages: cards of one speed share the layers evenly instead of anyhow.
     pub(super) fn balanced(&self, chosen: Seated) -> Seated {
         if self.objective == Objective::Throughput || chosen.order.len() < 2 {

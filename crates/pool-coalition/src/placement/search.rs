@@ -52,12 +52,17 @@ impl Field<'_> {
         });
         let mut best: Option<Seated> = None;
         for (bound, order) in bounded {
-            if best.as_ref().is_some_and(|best| !self.is_better(&bound, &best.score)) {
-                // Later bounds may still win on the second figure, but only while the first is the same.
-                if best.as_ref().is_some_and(|best| self.measure(&bound) > self.measure(&best.score)) {
+            if let Some(best) = &best {
+                if self.measure(&bound) > self.measure(&best.score) {
                     break;
                 }
-                continue;
+                let limit = match self.objective {
+                    Objective::Latency => f64::INFINITY,
+                    Objective::Throughput => best.score.bottleneck_seconds,
+                };
+                if !self.is_better(&bound, &best.score) || !self.could_stay_within(&order, limit) {
+                    continue;
+                }
             }
             let Some(seated) = self.cut(&order) else { continue };
             if best.as_ref().is_none_or(|best| self.is_better(&seated.score, &best.score)) {
