@@ -149,6 +149,8 @@ MODELS = [
     model("mistral-window-new-form", hidden=96, heads=6, kv=3, sliding_window=21, form="new", theta=1000000.0,
           prompt=58, files=2),
     model("mistral-window-linear-f16", hidden=64, heads=4, kv=4, sliding_window=11, scaling=linear(3.0), storage="f16"),
+    model("mistral-bare-config", hidden=64, heads=8, kv=8, layers=2,
+          omit=("num_key_value_heads", "rope_theta", "rope_scaling", "rms_norm_eps", "tie_word_embeddings")),
     # Qwen2 and 2.5: biases on q, k, v; windows from a layer on, by a list of layer types, and switched off.
     model("qwen2-tied", hidden=56, heads=7, kv=1, tied=True, theta=1000000.0, storage="bf16",
           use_sliding_window=False, sliding_window=8, max_window_layers=1),
@@ -159,6 +161,8 @@ MODELS = [
           max_window_layers=0, prompt=35),
     model("qwen2-layer-types", hidden=64, heads=4, kv=4, layers=5, use_sliding_window=True, sliding_window=9,
           form="new", layer_types=[FULL, SLIDING, SLIDING, FULL, SLIDING], prompt=50, tied=True),
+    model("qwen2-window-default-from-layer-28", hidden=64, heads=4, kv=2, layers=3, use_sliding_window=True,
+          sliding_window=9),
     model("qwen2-fourteen-heads", hidden=112, heads=14, kv=2, layers=2, storage="f16", ffn=160),
     model("qwen2-linear", hidden=60, heads=5, kv=1, scaling=linear(2.0), vocab=75, files=2),
     # Qwen3: norms on each head's q and k, head_dim of its own.
