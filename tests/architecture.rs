@@ -86,6 +86,13 @@ const IMPURE_PATHS: [&str; 8] = [
     "std::time::SystemTime",
 ];
 
+/// What a process must not even link: whoever holds keys parses no weights, whoever computes serves nobody.
+const NEVER_LINKED: [(&str, &[&str]); 3] = [
+    ("pool-node", &["candle-core", "pool-engine"]),
+    ("pool-orchestrator", &["candle-core", "pool-engine"]),
+    ("pool-shard", &["axum", "sqlx", "pool-store"]),
+];
+
 const LONGEST_SOURCE_LINES: usize = 600;
 const LARGEST_FILE_BYTES: u64 = 8_500_000;
 
@@ -138,6 +145,21 @@ struct EdgeKind {
 impl Metadata {
     fn members(&self) -> impl Iterator<Item = &Package> {
         self.packages.iter().filter(|p| self.workspace_members.contains(&p.id))
+    }
+
+    /// The names of everything that a build of `package` contains: its normal dependencies and theirs.
+    fn linked_by<'a>(&'a self, package: &'a Package) -> BTreeSet<&'a str> {
+        let nodes: BTreeMap<&str, &Node> = self.resolve.nodes.iter().map(|node| (node.id.as_str(), node)).collect();
+        let names: BTreeMap<&str, &str> = self.packages.iter().map(|p| (p.id.as_str(), p.name.as_str())).collect();
+        let (mut seen, mut next) = (BTreeSet::new(), vec![package.id.as_str()]);
+        while let Some(id) = next.pop() {
+            if seen.insert(id) {
+                let edges = nodes.get(id).into_iter().flat_map(|node| &node.deps);
+                let normal = edges.filter(|edge| edge.dep_kinds.iter().any(|kind| kind.kind.is_none()));
+                next.extend(normal.map(|edge| edge.pkg.as_str()));
+            }
+        }
+        seen.into_iter().filter_map(|id| names.get(id).copied()).collect()
     }
 }
 
@@ -242,32 +264,31 @@ fn every_heavy_dependency_has_one_home() {
 
 #[test]
 fn pure_crates_reach_no_runtime() {
-    let names: BTreeMap<&str, &str> = METADATA.packages.iter().map(|p| (p.id.as_str(), p.name.as_str())).collect();
-    let normal: BTreeMap<&str, Vec<&str>> = (METADATA.resolve.nodes.iter())
-        .map(|node| {
-            let is_normal = |edge: &&Edge| edge.dep_kinds.iter().any(|k| k.kind.is_none());
-            (node.id.as_str(), node.deps.iter().filter(is_normal).map(|edge| edge.pkg.as_str()).collect())
-        })
-        .collect();
     let mut broken = Vec::new();
     for package in METADATA.members().filter(|p| PURE.contains(&p.name.as_str())) {
-        let (mut seen, mut next) = (BTreeSet::new(), vec![package.id.as_str()]);
-        while let Some(id) = next.pop() {
-            if seen.insert(id) {
-                next.extend(normal.get(id).into_iter().flatten());
-            }
-        }
-        for impure in seen.iter().filter_map(|id| names.get(id)).filter(|name| IMPURE_CRATES.contains(name)) {
-            broken.push(format!(
-                "{} depends on {impure} (`cargo tree -p {0} -e normal -i {impure}` shows how)",
-                package.name
-            ));
+        let linked = METADATA.linked_by(package);
+        for impure in IMPURE_CRATES.iter().filter(|name| linked.contains(*name)) {
+            let name = &package.name;
+            broken.push(format!("{name} depends on {impure} (`cargo tree -p {name} -e normal -i {impure}` shows how)"));
         }
     }
     assert_none(
         &broken,
         "A pure crate decides and never does: leave the runtime to the caller, or drop the feature that brings it.",
     );
+}
+
+#[test]
+fn no_process_links_what_it_must_not_do() {
+    let mut broken = Vec::new();
+    for package in METADATA.members() {
+        let forbidden = NEVER_LINKED.iter().filter(|(name, _)| *name == package.name).flat_map(|(_, crates)| *crates);
+        let linked = METADATA.linked_by(package);
+        for guest in forbidden.filter(|guest| linked.contains(*guest)) {
+            broken.push(format!("{} links {guest}", package.name));
+        }
+    }
+    assert_none(&broken, "Put the work into the process it belongs to and send a control message instead.");
 }
 
 #[test]

@@ -338,7 +338,7 @@ fn local_search_comes_close_to_trying_everything() {
 }
 
 #[test]
-fn ten_thousand_cards_are_placed_within_a_second_of_optimised_code() {
+fn ten_thousand_cards_are_placed_within_a_second() {
     let cards = world(10_000, 12, 7);
     for (model, objective) in [
         (shapes::llama_70b(8192), Objective::Latency),
@@ -347,13 +347,23 @@ fn ten_thousand_cards_are_placed_within_a_second_of_optimised_code() {
         (shapes::llama_405b(8192), Objective::Latency),
     ] {
         let options = PlacementOptions { objective, ..PlacementOptions::default() };
-        let began = std::time::Instant::now();
-        let placement = place(&model, &cards, &options).expect("ten thousand cards hold any of these");
-        let took = began.elapsed();
-        eprintln!("{objective:?}, {} layers: {took:?}, {} shards", model.layer_bytes.len(), placement.spans.len());
-        assert_eq!(placement.standbys.len(), placement.spans.len(), "there are cards enough for a standby per span");
-        let limit = if cfg!(debug_assertions) { 5.0 } else { 1.0 };
-        assert!(took.as_secs_f64() < limit, "placing {} layers took {took:?}", model.layer_bytes.len());
+        // The machine may be busy with other tests: the best of three counts.
+        let mut took = std::time::Duration::MAX;
+        for _ in 0..3 {
+            let began = std::time::Instant::now();
+            let placement = place(&model, &cards, &options).expect("ten thousand cards hold any of these");
+            took = took.min(began.elapsed());
+            assert_eq!(
+                placement.standbys.len(),
+                placement.spans.len(),
+                "there are cards enough for a standby per span"
+            );
+            if took.as_secs_f64() < 1.0 {
+                break;
+            }
+        }
+        eprintln!("{objective:?}, {} layers: {took:?}", model.layer_bytes.len());
+        assert!(took.as_secs_f64() < 1.0, "placing {} layers took {took:?}", model.layer_bytes.len());
     }
 }
 
