@@ -120,10 +120,12 @@ pub(crate) fn softmax(scores: &mut [f32]) {
     scores.iter_mut().for_each(|s| *s *= inverse);
 }
 
-/// `out = row * weight / sqrt(mean(row^2) + epsilon)` (RMSNorm, arXiv 1910.07467).
+/// `out = row * weight / sqrt(mean(row^2) + epsilon)` (RMSNorm, arXiv 1910.07467). A row too large to be
+/// squared becomes NaN, so that it is noticed at the end, instead of a row of zeros.
 #[inline(always)]
 pub(crate) fn rms_norm(out: &mut [f32], row: &[f32], weight: &[f32], epsilon: f32) {
-    let scale = 1.0 / (dot(row, row) / row.len() as f32 + epsilon).sqrt();
+    let squares = dot(row, row);
+    let scale = if squares.is_finite() { 1.0 / (squares / row.len() as f32 + epsilon).sqrt() } else { f32::NAN };
     for ((o, x), w) in out.iter_mut().zip(row).zip(weight) {
         *o = x * scale * w;
     }
