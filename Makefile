@@ -58,7 +58,7 @@ test: setup ## everything: unit, property, architecture, end-to-end, documentati
 lint: ## formatting, clippy, shell scripts
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --locked -- -D warnings
-	@if command -v shellcheck >/dev/null; then git ls-files -z -co --exclude-standard '*.sh' '.ci/run' | xargs -0 -r shellcheck -x; \
+	@if command -v shellcheck >/dev/null; then git ls-files -z '*.sh' '.ci/run' | xargs -0 -r shellcheck -x; \
 	else echo 'shellcheck is not installed: shell scripts were not checked'; fi
 
 .PHONY: docs

@@ -196,10 +196,10 @@ static METADATA: LazyLock<Metadata> = LazyLock::new(|| {
     serde_json::from_slice(&answer.stdout).expect("cargo metadata writes JSON of this shape")
 });
 
-/// What git tracks, and what it would track next.
+/// What git tracks.
 static COMMITTED: LazyLock<Vec<PathBuf>> = LazyLock::new(|| {
     let mut git = Command::new("git");
-    git.args(["ls-files", "-z", "--cached", "--others", "--exclude-standard"]).current_dir(&*ROOT);
+    git.args(["ls-files", "-z", "--cached"]).current_dir(&*ROOT);
     let answer = git.output().expect("git runs: install it (`make setup`)");
     assert!(answer.status.success(), "git ls-files failed: {}", String::from_utf8_lossy(&answer.stderr));
     let listed = String::from_utf8(answer.stdout).expect("file names here are UTF-8");
