@@ -1,0 +1,116 @@
+//! The runtime that webrtc runs on: tokio, with larger socket buffers.
+
+use std::{future::Future, io, net::SocketAddr, pin::Pin, sync::Arc, time::Duration};
+
+use webrtc::runtime::{
+    AsyncInterval, AsyncTcpListener, AsyncTcpStream, AsyncUdpSocket, JoinHandle, Runtime, TokioRuntime,
+};
+
+type Boxed<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// Tokio, except that every UDP socket gets kernel buffers of `buffer` bytes (as far as the kernel allows).
+#[derive(Debug)]
+pub(super) struct BufferedRuntime {
+    pub(super) buffer: usize,
+}
+
+impl Runtime for BufferedRuntime {
+    fn spawn(&self, future: Boxed<'static, ()>) -> Box<dyn JoinHandle> {
+        TokioRuntime.spawn(future)
+    }
+
+    fn spawn_reactor(&self, pool_size: usize, future: Boxed<'static, ()>) -> Box<dyn JoinHandle> {
+        TokioRuntime.spawn_reactor(pool_size, future)
+    }
+
+    fn wrap_udp_socket(&self, socket: std::net::UdpSocket) -> io::Result<Arc<dyn AsyncUdpSocket>> {
+        enlarge(&socket, self.buffer);
+        TokioRuntime.wrap_udp_socket(socket)
+    }
+
+    fn wrap_tcp_listener(&self, listener: std::net::TcpListener) -> io::Result<Arc<dyn AsyncTcpListener>> {
+        TokioRuntime.wrap_tcp_listener(listener)
+    }
+
+    fn connect_tcp<'a>(&'a self, address: SocketAddr) -> Boxed<'a, io::Result<Arc<dyn AsyncTcpStream>>> {
+        TokioRuntime.connect_tcp(address)
+    }
+
+    fn resolve_host<'a>(&'a self, host: &'a str) -> Boxed<'a, io::Result<Vec<SocketAddr>>> {
+        Box::pin(async move { Ok(tokio::net::lookup_host(host).await?.collect()) })
+    }
+
+    fn sleep(&self, duration: Duration) -> Boxed<'static, ()> {
+        TokioRuntime.sleep(duration)
+    }
+
+    fn interval(&self, period: Duration) -> Box<dyn AsyncInterval> {
+        TokioRuntime.interval(period)
+    }
+
+    fn block_on(&self, future: Pin<Box<dyn Future<Output = ()> + '_>>) {
+        TokioRuntime.block_on(future);
+    }
+
+    fn yield_now(&self) -> Boxed<'static, ()> {
+        TokioRuntime.yield_now()
+    }
+
+    fn name(&self) -> &'static str {
+        "tokio with large socket buffers"
+    }
+}
+
+/// Asks for larger kernel buffers. A kernel that refuses (or clamps) leaves a working, slower socket.
+#[cfg(unix)]
+#[allow(unsafe_code, reason = "std has no way to set SO_RCVBUF and SO_SNDBUF")]
+fn enlarge(socket: &std::net::UdpSocket, bytes: usize) {
+    use std::os::fd::AsRawFd;
+    let value = libc::c_int::try_from(bytes).unwrap_or(libc::c_int::MAX);
+    for option in [libc::SO_RCVBUF, libc::SO_SNDBUF] {
+        // SAFETY: the descriptor is open for as long as `socket` is borrowed; the pointer and length describe
+        // `value`, a live c_int, which is what both options take.
+        let refused = unsafe {
+            libc::setsockopt(
+                socket.as_raw_fd(),
+                libc::SOL_SOCKET,
+                option,
+                (&raw const value).cast(),
+                size_of_val(&value) as libc::socklen_t,
+            )
+        };
+        if refused != 0 {
+            tracing::debug!(error = %io::Error::last_os_error(), option, "the kernel refused larger socket buffers");
+        }
+    }
+}
+
+/// Other systems keep their defaults until they are measured.
+#[cfg(not(unix))]
+fn enlarge(_: &std::net::UdpSocket, _: usize) {}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use std::os::fd::AsRawFd;
+
+    #[test]
+    #[allow(unsafe_code, reason = "std has no way to read SO_RCVBUF")]
+    fn buffers_grow_as_far_as_the_kernel_allows() {
+        let size = |socket: &std::net::UdpSocket| {
+            let (mut value, mut length): (libc::c_int, libc::socklen_t) = (0, 4);
+            // SAFETY: the descriptor is open; the pointers describe a live c_int and its length.
+            let failed = unsafe {
+                let value = (&raw mut value).cast();
+                libc::getsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_RCVBUF, value, &mut length)
+            };
+            assert_eq!(failed, 0);
+            value as usize
+        };
+        let allowed = std::fs::read_to_string("/proc/sys/net/core/rmem_max").unwrap();
+        let allowed: usize = allowed.trim().parse().unwrap();
+        let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        super::enlarge(&socket, 4 << 20);
+        // Linux doubles what it is asked for (socket(7)).
+        assert_eq!(size(&socket), 2 * allowed.min(4 << 20), "the kernel must have taken the size");
+    }
+}
