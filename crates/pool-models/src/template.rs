@@ -3,9 +3,12 @@
 //! what Python's `json.dumps(ensure_ascii=False)` writes.
 //!
 //! A template comes with the model and is not trusted: work and memory are bounded by minijinja's fuel, the output by
-//! a limit, the nesting of calls by another.
+//! a limit, the nesting of calls by another, and each chat is rendered on a stack that even the deepest value this
+//! fuel can build does not exhaust. One way out is left in minijinja 3.1: lists that hold another list twice, forty
+//! levels deep, are small until `~` or a text filter writes them out, which minijinja does not charge for.
 
 mod json;
+mod methods;
 mod python;
 mod strftime;
 
@@ -19,9 +22,12 @@ use minijinja::{
 use thiserror::Error as ThisError;
 
 const NAME: &str = "chat";
-/// A template of a few hundred messages uses some ten thousand; this bounds a hostile one to about 256 MB and a
+/// A message takes some hundred units, 64 bytes of text one; this bounds a hostile template to about 128 MB and a
 /// fraction of a second.
-const FUEL: u64 = 4_000_000;
+const FUEL: u64 = 2_000_000;
+/// Reserved, not used, but by templates that nest values as deep as their fuel lasts (some 300,000 levels): minijinja
+/// compares, prints and drops them recursively.
+const STACK: usize = 256 << 20;
 const RECURSION: usize = 100;
 const LARGEST_OUTPUT: usize = 32 << 20;
 const LARGEST_TEMPLATE: usize = 1 << 20;
@@ -89,12 +95,16 @@ impl ChatTemplate {
         let mut environment = Environment::new();
         environment.set_syntax(syntax);
         environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
-        environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        environment.set_unknown_method_callback(methods::call);
         environment.set_formatter(python::write);
         environment.set_recursion_limit(RECURSION);
         environment.set_fuel(Some(FUEL));
+        environment.set_debug(false);
+        // Both write values out with indentation and at no cost; no chat template uses them.
+        environment.remove_filter("pprint");
+        environment.remove_global("debug");
         environment.add_filter("tojson", to_json);
-        environment.add_filter("string", |value: Value| python::text(&value));
+        environment.add_filter("string", |state: &State<'_, '_>, value: Value| python::text(state, &value));
         environment.add_function("raise_exception", |message: String| -> Result<Value, Error> {
             Err(Error::new(ErrorKind::InvalidOperation, message.clone()).with_source(Refusal(message)))
         });
@@ -115,6 +125,16 @@ impl ChatTemplate {
     /// The prompt for a chat. `messages` are OpenAI's, passed as they are: `role`, `content`, `tool_calls`, ...
     /// Encode the result without adding special tokens: the template writes them.
     pub fn render(&self, messages: &[serde_json::Value], options: &RenderOptions) -> Result<String, TemplateError> {
+        std::thread::scope(|scope| {
+            let builder = std::thread::Builder::new().name("chat-template".to_owned()).stack_size(STACK);
+            let rendering = builder.spawn_scoped(scope, || self.render_here(messages, options));
+            let rendering =
+                rendering.map_err(|error| TemplateError::Failed(format!("no thread to render on: {error}")))?;
+            rendering.join().unwrap_or_else(|_| Err(TemplateError::Failed("the template engine gave up".to_owned())))
+        })
+    }
+
+    fn render_here(&self, messages: &[serde_json::Value], options: &RenderOptions) -> Result<String, TemplateError> {
         let template = self.environment.get_template(NAME).map_err(|error| TemplateError::Failed(describe(&error)))?;
         let mut context: Vec<(String, Value)> =
             options.extra.iter().map(|(name, value)| (name.clone(), Value::from(Serde(value)))).collect();
@@ -132,7 +152,7 @@ impl ChatTemplate {
             set("strftime_now", Value::from_function(move |format: String| strftime::format(now, &format)));
         }
         let mut output = Limited(Vec::new());
-        template.render_captured_to(context.into_iter().collect::<Value>(), &mut output).map_err(why)?;
+        template.render_captured_to(Value::from_pairs(context), &mut output).map_err(why)?;
         String::from_utf8(output.0).map_err(|error| TemplateError::Failed(error.to_string()))
     }
 }
@@ -145,10 +165,7 @@ impl fmt::Debug for ChatTemplate {
 
 fn to_json(state: &State<'_, '_>, value: Value, options: Kwargs) -> Result<Value, Error> {
     let style = json::Style::from_arguments(&options)?;
-    let text = json::dumps(&value, &style)?;
-    // Writing JSON costs more than the text it returns, which is charged anyway.
-    state.consume_fuel(text.len() as u64 / 4)?;
-    Ok(Value::from(text))
+    json::dumps(state, &value, &style).map(Value::from)
 }
 
 /// `{% generation %}` only marks what the assistant wrote, for training; it becomes a block that changes nothing.

@@ -3,11 +3,11 @@
 use std::fmt::Write;
 
 use minijinja::{
-    Error, ErrorKind, Value,
+    Error, ErrorKind, State, Value,
     value::{Kwargs, ValueKind},
 };
 
-use super::python;
+use super::python::{self, Writer};
 
 /// Deeper values exist only in hostile templates.
 const DEEPEST: usize = 128;
@@ -25,7 +25,7 @@ impl Style {
         let indent = match arguments.get::<Option<Value>>("indent")? {
             Some(indent) if indent.is_none() => None,
             Some(indent) => match indent.as_str() {
-                Some(text) => Some(text.to_owned()),
+                Some(text) => Some(text.chars().take(64).collect()),
                 None => Some(" ".repeat(usize::try_from(indent)?.min(64))),
             },
             None => None,
@@ -51,30 +51,30 @@ impl Style {
     }
 }
 
-pub(super) fn dumps(value: &Value, style: &Style) -> Result<String, Error> {
-    let mut out = String::new();
+pub(super) fn dumps(state: &State<'_, '_>, value: &Value, style: &Style) -> Result<String, Error> {
+    let mut out = Writer::new(state);
     write_value(&mut out, value, style, 0)?;
-    Ok(out)
+    out.finish()
 }
 
-fn write_value(out: &mut String, value: &Value, style: &Style, depth: usize) -> Result<(), Error> {
+fn write_value(out: &mut Writer<'_>, value: &Value, style: &Style, depth: usize) -> Result<(), Error> {
     let not_json = |what: &str| Error::new(ErrorKind::InvalidOperation, format!("{what} is not JSON serializable"));
     if depth > DEEPEST {
         return Err(not_json("a value nested this deep"));
     }
+    out.charge()?;
     match value.kind() {
-        ValueKind::None => out.push_str("null"),
-        ValueKind::Bool => out.push_str(if value.is_true() { "true" } else { "false" }),
-        ValueKind::Number => out.push_str(&python::number(value)),
-        ValueKind::String => write_text(out, value.as_str().unwrap_or_default(), style),
+        ValueKind::None => out.text.push_str("null"),
+        ValueKind::Bool => out.text.push_str(if value.is_true() { "true" } else { "false" }),
+        ValueKind::Number => out.text.push_str(&python::number(value)),
+        ValueKind::String => write_text(&mut out.text, value.as_str().unwrap_or_default(), style),
         ValueKind::Seq | ValueKind::Iterable => {
-            let items: Vec<Value> = value.try_iter()?.collect();
-            write_items(out, ('[', ']'), items, style, depth, |out, item| write_value(out, item, style, depth + 1))?;
+            let items = value.try_iter()?;
+            write_items(out, ('[', ']'), items, style, depth, |out, item| write_value(out, &item, style, depth + 1))?;
         }
         ValueKind::Map => {
-            let mut pairs = Vec::new();
+            let mut keys: Vec<(String, Value)> = Vec::new();
             for key in value.try_iter()? {
-                let item = value.get_item(&key)?;
                 let name = match key.kind() {
                     ValueKind::String => key.as_str().unwrap_or_default().to_owned(),
                     ValueKind::None => "null".to_owned(),
@@ -82,15 +82,15 @@ fn write_value(out: &mut String, value: &Value, style: &Style, depth: usize) -> 
                     ValueKind::Number => python::number(&key),
                     _ => return Err(not_json("a key of this type")),
                 };
-                pairs.push((name, item));
+                keys.push((name, key));
             }
             if style.sort_keys {
-                pairs.sort_by(|(a, _), (b, _)| a.cmp(b));
+                keys.sort_by(|(a, _), (b, _)| a.cmp(b));
             }
-            write_items(out, ('{', '}'), pairs, style, depth, |out, (name, item)| {
-                write_text(out, name, style);
-                out.push_str(&style.key_separator);
-                write_value(out, item, style, depth + 1)
+            write_items(out, ('{', '}'), keys.into_iter(), style, depth, |out, (name, key)| {
+                write_text(&mut out.text, &name, style);
+                out.text.push_str(&style.key_separator);
+                write_value(out, &value.get_item(&key)?, style, depth + 1)
             })?;
         }
         _ => return Err(not_json("a value of this type")),
@@ -99,31 +99,33 @@ fn write_value(out: &mut String, value: &Value, style: &Style, depth: usize) -> 
 }
 
 fn write_items<T>(
-    out: &mut String,
+    out: &mut Writer<'_>,
     (open, close): (char, char),
-    items: Vec<T>,
+    items: impl Iterator<Item = T>,
     style: &Style,
     depth: usize,
-    write: impl Fn(&mut String, &T) -> Result<(), Error>,
+    write: impl Fn(&mut Writer<'_>, T) -> Result<(), Error>,
 ) -> Result<(), Error> {
-    let line = |out: &mut String, depth: usize| {
+    let line = |out: &mut Writer<'_>, depth: usize| {
         if let Some(indent) = &style.indent {
-            out.push('\n');
-            (0..depth).for_each(|_| out.push_str(indent));
+            out.text.push('\n');
+            (0..depth).for_each(|_| out.text.push_str(indent));
         }
     };
-    out.push(open);
-    for (index, item) in items.iter().enumerate() {
-        if index > 0 {
-            out.push_str(&style.item_separator);
+    out.text.push(open);
+    let mut empty = true;
+    for item in items {
+        if !empty {
+            out.text.push_str(&style.item_separator);
         }
+        empty = false;
         line(out, depth + 1);
         write(out, item)?;
     }
-    if !items.is_empty() {
+    if !empty {
         line(out, depth);
     }
-    out.push(close);
+    out.text.push(close);
     Ok(())
 }
 
