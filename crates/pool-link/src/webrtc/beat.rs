@@ -33,8 +33,9 @@ pub(super) const DATA: u8 = 2;
 /// First byte of a farewell.
 const BYE: u8 = 3;
 
-/// A consumer that stays away cannot tell silence from its own full queue, so the peer gets this many times longer.
-const PATIENCE_UNHEARD: u32 = 10;
+/// Behind a full queue the stack hands out nothing, and after a stall SCTP may take seconds to pick up: while that may
+/// be why nothing is heard, the peer gets this many times longer.
+const PATIENCE_IN_STALL: u32 = 10;
 /// How long an ending link waits for the peer to acknowledge what was sent.
 const LINGER: Duration = Duration::from_millis(250);
 const LINGER_STEP: Duration = Duration::from_millis(2);
@@ -129,6 +130,7 @@ fn beat(shared: &Shared, echo: &Echo) -> BytesMut {
 /// Takes a message of the lossy lane. What is none of ours is ignored: a later version may say more.
 fn hear(shared: &Shared, mut message: BytesMut, echo: &mut Echo, upper: &mpsc::Sender<Bytes>) {
     shared.heard_now();
+    shared.beaten.store(shared.now(), Ordering::Relaxed);
     match message.first() {
         Some(&BEAT) if message.len() == BEAT_LENGTH => {
             let now = shared.now();
@@ -160,9 +162,10 @@ fn silence_left(shared: &Shared) -> Duration {
     let (now, heard) = (shared.now(), shared.heard.load(Ordering::Relaxed));
     let waiting = shared.waiting.load(Ordering::Relaxed);
     let patience = shared.settings.silent_after;
-    // While nobody takes messages off the queue, the stack stops handing any out, signs of life included.
-    let (since, patience) =
-        if waiting == 0 { (heard, patience * PATIENCE_UNHEARD) } else { (heard.max(waiting), patience) };
+    let since = heard.max(waiting);
+    // Messages taken long after the last heartbeat had waited in a queue that may have been full.
+    let stalled = Duration::from_micros(heard.saturating_sub(shared.beaten.load(Ordering::Relaxed))) > patience;
+    let patience = if waiting == 0 || stalled { patience * PATIENCE_IN_STALL } else { patience };
     patience.saturating_sub(Duration::from_micros(now.saturating_sub(since)))
 }
 

@@ -84,6 +84,8 @@ struct Shared {
     clock: Instant,
     /// When the peer was last heard of, in microseconds on `clock`.
     heard: AtomicU64,
+    /// When its last heartbeat was.
+    beaten: AtomicU64,
     /// Since when a consumer waits for a message; 0 while none does.
     waiting: AtomicU64,
 }
@@ -198,6 +200,7 @@ impl WebRtcLink {
             prober: Prober::default(),
             clock,
             heard: AtomicU64::new(1),
+            beaten: AtomicU64::new(1),
             waiting: AtomicU64::new(0),
         });
         if shared.settings.probes.is_some() {
