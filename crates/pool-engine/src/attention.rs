@@ -88,6 +88,7 @@ pub(crate) struct Span<'a> {
 
 impl Span<'_> {
     /// The first position that the row at `position` sees.
+    #[inline(always)]
     fn first_seen(&self, position: usize) -> usize {
         self.window.map_or(0, |w| (position + 1).saturating_sub(w))
     }
@@ -138,7 +139,7 @@ fn single_rows(crew: Crew, heads: Heads, rows: Vec<(&Span<'_>, usize, &[f32], &m
                 let (keys, values) =
                     (&keys[seen.start * stride..seen.end * stride], &values[seen.start * stride..seen.end * stride]);
                 crew.each(parts, |(first_head, query, out): (usize, &[f32], &mut [f32])| {
-                    simd::vectorised(|| one_row(heads, first_head, query, keys, values, out));
+                    simd::vectorised!(one_row(heads, first_head, query, keys, values, out));
                 });
             })
         })??;
@@ -187,13 +188,19 @@ fn blocks(crew: Crew, heads: Heads, queries: &[f32], span: &Span<'_>, out: &mut 
             let keys = span.cache.keys.narrow(0, low, seen)?.narrow(1, head * dim, dim)?;
             let values = span.cache.values.narrow(0, low, seen)?.narrow(1, head * dim, dim)?;
             let scores = block.matmul(&keys.t()?)?;
-            ops::for_rows(crew, &scores, seen, |i, row| {
-                let position = start + i / group;
-                let (from, to) = (span.first_seen(position) - low, position + 1 - low);
-                row[..from].fill(0.0);
-                row[to..].fill(0.0);
-                simd::softmax(&mut row[from..to]);
-            })?;
+            ops::for_rows(
+                crew,
+                &scores,
+                seen,
+                #[inline(always)]
+                |i, row| {
+                    let position = start + i / group;
+                    let (from, to) = (span.first_seen(position) - low, position + 1 - low);
+                    row[..from].fill(0.0);
+                    row[to..].fill(0.0);
+                    simd::softmax(&mut row[from..to]);
+                },
+            )?;
             ops::with_elements(&scores.matmul(&values)?, |result| {
                 for (row, result) in result.chunks_exact(group * dim).enumerate() {
                     out[(first + row) * width + at..][..group * dim].copy_from_slice(result);

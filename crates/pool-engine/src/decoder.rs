@@ -137,7 +137,7 @@ impl Decoder {
     /// The exit's logits of `hidden`'s rows: `[rows, vocab]`; `None` elsewhere.
     pub(crate) fn logits(&self, hidden: &Tensor) -> Option<candle_core::Result<Tensor>> {
         let head = self.head.as_ref()?;
-        Some(head.norm.forward(self.crew, hidden).and_then(|normed| head.output.forward(&normed)))
+        Some(head.norm.forward(self.crew, hidden).and_then(|normed| head.output.forward(self.crew, &normed)))
     }
 }
 
@@ -199,12 +199,12 @@ impl Layer {
     ) -> candle_core::Result<()> {
         let crew = decoder.crew;
         let attended = self.attention(decoder, index, &self.attention_norm.forward(crew, hidden)?, turns, sequences)?;
-        ops::add_in_place(hidden, &self.attention_output.forward(&attended)?)?;
+        ops::add_in_place(hidden, &self.attention_output.forward(crew, &attended)?)?;
 
         let normed = self.feed_forward_norm.forward(crew, hidden)?;
-        let [gate, up] = Linear::forward_all([&self.gate, &self.up], &normed)?;
+        let [gate, up] = Linear::forward_all(crew, [&self.gate, &self.up], &normed)?;
         ops::silu_times(crew, &gate, &up)?;
-        ops::add_in_place(hidden, &self.down.forward(&gate)?)
+        ops::add_in_place(hidden, &self.down.forward(crew, &gate)?)
     }
 
     /// Attention of the normed rows, before the output projection: `[rows, heads * head_dim]`.
@@ -217,7 +217,7 @@ impl Layer {
         sequences: &mut [SequenceRows<'_>],
     ) -> candle_core::Result<Tensor> {
         let (crew, heads) = (decoder.crew, decoder.heads);
-        let [query, key, value] = Linear::forward_all([&self.query, &self.key, &self.value], normed)?;
+        let [query, key, value] = Linear::forward_all(crew, [&self.query, &self.key, &self.value], normed)?;
         if let Some((query_norm, key_norm)) = &self.head_norms {
             query_norm.forward_heads(crew, &query)?;
             key_norm.forward_heads(crew, &key)?;

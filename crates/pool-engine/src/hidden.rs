@@ -42,7 +42,7 @@ pub const fn hidden_bytes(elements: usize, dtype: Activation) -> usize {
 pub fn encode_hidden(values: &[f32], dtype: Activation) -> Result<Vec<u8>, HiddenError> {
     let mut bytes = vec![0u8; hidden_bytes(values.len(), dtype)];
     let finite = match dtype {
-        Activation::F32 => simd::vectorised(|| {
+        Activation::F32 => simd::vectorised!({
             bytes.as_chunks_mut::<4>().0.iter_mut().zip(values).for_each(|(b, v)| *b = v.to_le_bytes());
             simd::all_finite(values)
         }),
@@ -70,18 +70,18 @@ pub fn decode_hidden(bytes: &[u8], elements: usize, dtype: Activation, out: &mut
     out.resize(start + elements, 0.0);
     let values = &mut out[start..];
     match dtype {
-        Activation::F32 => simd::vectorised(|| {
+        Activation::F32 => simd::vectorised!({
             values.iter_mut().zip(bytes.as_chunks::<4>().0).for_each(|(v, b)| *v = f32::from_le_bytes(*b));
         }),
         Activation::F16 => read_halves(bytes).reinterpret_cast_f16().convert_to_f32_slice(values),
-        Activation::Bf16 => simd::vectorised(|| {
+        Activation::Bf16 => simd::vectorised!({
             values
                 .iter_mut()
                 .zip(bytes.as_chunks::<2>().0)
                 .for_each(|(v, b)| *v = f32::from_bits(u32::from(u16::from_le_bytes(*b)) << 16));
         }),
     }
-    if simd::vectorised(|| simd::all_finite(values)) {
+    if simd::vectorised!(simd::all_finite(values)) {
         Ok(())
     } else {
         out.truncate(start);
@@ -91,7 +91,7 @@ pub fn decode_hidden(bytes: &[u8], elements: usize, dtype: Activation, out: &mut
 
 /// Writes 16-bit values; false when one has all exponent bits set (infinite or not a number).
 fn write_halves(bytes: &mut [u8], halves: &[u16], exponent: u16) -> bool {
-    simd::vectorised(|| {
+    simd::vectorised!({
         let mut bad = 0u16;
         for (b, h) in bytes.as_chunks_mut::<2>().0.iter_mut().zip(halves) {
             *b = h.to_le_bytes();

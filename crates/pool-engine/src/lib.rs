@@ -49,6 +49,8 @@ mod sampler;
 mod simd;
 pub mod synthetic;
 mod threads;
+#[cfg(target_arch = "x86_64")]
+mod tiles;
 mod weights;
 
 pub use engine::{Engine, EngineOptions, Footprint, Quantise, SamplerSetup, SequenceId, Step, StepInput, StepOutput};

@@ -7,7 +7,9 @@ use candle_core::{
     quantized::{GgmlDType, QTensor},
 };
 
-use crate::ops;
+#[cfg(target_arch = "x86_64")]
+use crate::tiles::{Activations, Tiles};
+use crate::{ops, threads::Crew};
 
 /// A weight matrix `[out, in]`.
 #[derive(Clone)]
@@ -16,6 +18,26 @@ pub(crate) enum Matrix {
     Dense(Tensor),
     /// Blocks of a GGUF type.
     Quantised(Arc<QTensor>),
+    /// The same blocks re-ordered for our own kernels.
+    #[cfg(target_arch = "x86_64")]
+    Tiled(Arc<Tiles>),
+}
+
+/// Rows that a matrix multiplies with, prepared once for all that share them.
+pub(crate) struct Rows<'a> {
+    tensor: &'a Tensor,
+    #[cfg(target_arch = "x86_64")]
+    rounded: Option<Activations>,
+}
+
+impl<'a> Rows<'a> {
+    pub(crate) fn new(tensor: &'a Tensor) -> Self {
+        Self {
+            tensor,
+            #[cfg(target_arch = "x86_64")]
+            rounded: None,
+        }
+    }
 }
 
 impl Matrix {
@@ -26,14 +48,24 @@ impl Matrix {
             Matrix::Quantised(blocks) => {
                 blocks.storage_size_in_bytes() as u64 + repacked_bytes(blocks.dtype(), blocks.shape().dims())
             }
+            #[cfg(target_arch = "x86_64")]
+            Matrix::Tiled(tiles) => tiles.bytes(),
         }
     }
 
     /// `x W^T`: `[rows, in]` to `[rows, out]`.
-    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+    fn forward(&self, crew: Crew, x: &mut Rows<'_>) -> Result<Tensor> {
         match self {
-            Matrix::Dense(weight) => x.matmul(&weight.t()?),
-            Matrix::Quantised(blocks) => x.apply_op1_no_bwd(blocks.as_ref()),
+            Matrix::Dense(weight) => x.tensor.matmul(&weight.t()?),
+            Matrix::Quantised(blocks) => x.tensor.apply_op1_no_bwd(blocks.as_ref()),
+            #[cfg(target_arch = "x86_64")]
+            Matrix::Tiled(tiles) => {
+                let rounded = match &x.rounded {
+                    Some(rounded) => rounded,
+                    None => x.rounded.insert(ops::with_elements(x.tensor, |x| tiles.activations(crew, x))?),
+                };
+                Tensor::from_vec(tiles.multiply(crew, rounded), (rounded.rows(), tiles.rows()), &Device::Cpu)
+            }
         }
     }
 }
@@ -50,12 +82,18 @@ impl Linear {
     }
 
     /// `x W^T + b`: `[rows, in]` to `[rows, out]`.
-    pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        self.with_bias(self.matrix.forward(x)?)
+    pub(crate) fn forward(&self, crew: Crew, x: &Tensor) -> Result<Tensor> {
+        self.forward_rows(crew, &mut Rows::new(x))
     }
 
-    /// Several products with the same rows: fused where candle has a kernel for it.
-    pub(crate) fn forward_all<const N: usize>(all: [&Linear; N], x: &Tensor) -> Result<[Tensor; N]> {
+    fn forward_rows(&self, crew: Crew, x: &mut Rows<'_>) -> Result<Tensor> {
+        let product = self.matrix.forward(crew, x)?;
+        self.add_bias(&product)?;
+        Ok(product)
+    }
+
+    /// Several products with the same rows, which are prepared once; fused where candle has a kernel for it.
+    pub(crate) fn forward_all<const N: usize>(crew: Crew, all: [&Linear; N], x: &Tensor) -> Result<[Tensor; N]> {
         let mut blocks = Vec::with_capacity(N);
         for linear in all {
             if let Matrix::Quantised(tensor) = &linear.matrix {
@@ -71,16 +109,12 @@ impl Linear {
             }
             return Ok(products);
         }
+        let mut rows = Rows::new(x);
         let mut products = Vec::with_capacity(N);
         for linear in all {
-            products.push(linear.forward(x)?);
+            products.push(linear.forward_rows(crew, &mut rows)?);
         }
         <[Tensor; N]>::try_from(products).map_err(|_| candle_core::Error::Msg("a product is missing".into()))
-    }
-
-    fn with_bias(&self, product: Tensor) -> Result<Tensor> {
-        self.add_bias(&product)?;
-        Ok(product)
     }
 
     fn add_bias(&self, product: &Tensor) -> Result<()> {
@@ -97,6 +131,9 @@ pub(crate) enum Embedding {
     Dense(Tensor),
     /// Quantised rows: a row is dequantised when it is looked up.
     Quantised(Arc<QTensor>),
+    /// The same in tiles, shared with a head.
+    #[cfg(target_arch = "x86_64")]
+    Tiled(Arc<Tiles>),
 }
 
 impl Embedding {
@@ -104,6 +141,8 @@ impl Embedding {
         match self {
             Embedding::Dense(table) => (table.elem_count() * table.dtype().size_in_bytes()) as u64,
             Embedding::Quantised(table) => table.storage_size_in_bytes() as u64,
+            #[cfg(target_arch = "x86_64")]
+            Embedding::Tiled(table) => table.bytes(),
         }
     }
 
@@ -113,6 +152,13 @@ impl Embedding {
         match self {
             Embedding::Dense(table) => table.index_select(&ids, 0)?.to_dtype(DType::F32),
             Embedding::Quantised(table) => table.embedding(&ids),
+            #[cfg(target_arch = "x86_64")]
+            Embedding::Tiled(table) => {
+                let mut rows = Vec::new();
+                tokens.iter().for_each(|token| table.dequantise_row(*token as usize, &mut rows));
+                let width = rows.len() / tokens.len().max(1);
+                Tensor::from_vec(rows, (tokens.len(), width), &Device::Cpu)
+            }
         }
     }
 }

@@ -54,7 +54,7 @@ impl RmsNorm {
         let mut out = vec![0f32; x.elem_count()];
         with_elements(x, |x| {
             crew.rows(&mut out, width, |first, out| {
-                simd::vectorised(|| {
+                simd::vectorised!({
                     for (i, out) in out.chunks_exact_mut(width).enumerate() {
                         let at = (first + i) * width;
                         simd::rms_norm(out, &x[at..at + width], &self.weight, self.epsilon);
@@ -78,7 +78,7 @@ impl RmsNorm {
                 let x = elements_mut(storage, layout)?;
                 copy.extend_from_slice(x);
                 self.1.rows(x, width, |first, out| {
-                    simd::vectorised(|| {
+                    simd::vectorised!({
                         for (i, out) in out.chunks_exact_mut(width).enumerate() {
                             let at = (first + i) * width;
                             simd::rms_norm(out, &copy[at..at + width], &self.0.weight, self.0.epsilon);
@@ -101,7 +101,7 @@ pub(crate) fn add_in_place(x: &Tensor, y: &Tensor) -> Result<()> {
         }
         fn cpu_fwd(&self, s1: &mut CpuStorage, l1: &Layout, s2: &CpuStorage, l2: &Layout) -> Result<()> {
             let (x, y) = (elements_mut(s1, l1)?, elements(s2, l2)?);
-            simd::vectorised(|| simd::add_scaled(x, y, 1.0));
+            simd::vectorised!(simd::add_scaled(x, y, 1.0));
             Ok(())
         }
     }
@@ -117,7 +117,7 @@ pub(crate) fn add_bias(x: &Tensor, bias: &[f32]) -> Result<()> {
         }
         fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> Result<()> {
             for row in elements_mut(storage, layout)?.chunks_exact_mut(self.0.len()) {
-                simd::vectorised(|| simd::add_scaled(row, self.0, 1.0));
+                simd::vectorised!(simd::add_scaled(row, self.0, 1.0));
             }
             Ok(())
         }
@@ -135,7 +135,7 @@ pub(crate) fn silu_times(crew: Crew, gate: &Tensor, up: &Tensor) -> Result<()> {
         fn cpu_fwd(&self, s1: &mut CpuStorage, l1: &Layout, s2: &CpuStorage, l2: &Layout) -> Result<()> {
             let (gate, up) = (elements_mut(s1, l1)?, elements(s2, l2)?);
             self.0.rows(gate, 1, |first, gate| {
-                simd::vectorised(|| simd::silu_times(gate, &up[first..first + gate.len()]));
+                simd::vectorised!(simd::silu_times(gate, &up[first..first + gate.len()]));
             });
             Ok(())
         }
@@ -143,7 +143,8 @@ pub(crate) fn silu_times(crew: Crew, gate: &Tensor, up: &Tensor) -> Result<()> {
     gate.inplace_op2(up, &SiluTimes(crew))
 }
 
-/// Runs `work(row, elements)` on every row of `x`: `[rows, width]`, in place.
+/// Runs `work(row, elements)` on every row of `x`: `[rows, width]`, in place. (Vectorised when `work` is
+/// `#[inline(always)]`.)
 pub(crate) fn for_rows(crew: Crew, x: &Tensor, width: usize, work: impl Fn(usize, &mut [f32]) + Sync) -> Result<()> {
     struct Rows<F>(Crew, usize, F);
     impl<F: Fn(usize, &mut [f32]) + Sync> InplaceOp1 for Rows<F> {
@@ -153,7 +154,7 @@ pub(crate) fn for_rows(crew: Crew, x: &Tensor, width: usize, work: impl Fn(usize
         fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> Result<()> {
             let width = self.1;
             self.0.rows(elements_mut(storage, layout)?, width, |first, run| {
-                simd::vectorised(|| {
+                simd::vectorised!({
                     for (i, row) in run.chunks_exact_mut(width).enumerate() {
                         self.2(first + i, row);
                     }

@@ -51,16 +51,22 @@ impl Rotary {
     pub(crate) fn apply(&self, crew: Crew, x: &Tensor, width: usize, turns: &Turns) -> Result<()> {
         let half = self.frequencies.len();
         let interleaved = self.layout == RopeLayout::Interleaved;
-        ops::for_rows(crew, x, width, |row, elements| {
-            let (cos, sin) = (&turns.cos[row * half..][..half], &turns.sin[row * half..][..half]);
-            for head in elements.chunks_exact_mut(2 * half) {
-                if interleaved {
-                    turn_interleaved(head, cos, sin);
-                } else {
-                    turn_halves(head, cos, sin);
+        ops::for_rows(
+            crew,
+            x,
+            width,
+            #[inline(always)]
+            |row, elements| {
+                let (cos, sin) = (&turns.cos[row * half..][..half], &turns.sin[row * half..][..half]);
+                for head in elements.chunks_exact_mut(2 * half) {
+                    if interleaved {
+                        turn_interleaved(head, cos, sin);
+                    } else {
+                        turn_halves(head, cos, sin);
+                    }
                 }
-            }
-        })
+            },
+        )
     }
 }
 

@@ -82,7 +82,7 @@ pub fn sample(
     history: &TokenCounts,
     position: u64,
 ) -> Result<TokenChoice, SampleError> {
-    if !simd::vectorised(|| simd::all_finite(logits)) {
+    if !simd::vectorised!(simd::all_finite(logits)) {
         return Err(SampleError::NotFinite);
     }
     let scores = adjusted(logits, sampling, history)?;
@@ -161,7 +161,7 @@ fn adjusted<'a>(logits: &'a [f32], sampling: &Sampling, history: &TokenCounts) -
 
 /// The largest score's token, the first of equals; `None` when nothing is above negative infinity.
 fn most_likely(scores: &[f32]) -> Option<u32> {
-    let largest = simd::vectorised(|| simd::max(scores));
+    let largest = simd::vectorised!(simd::max(scores));
     if largest == f32::NEG_INFINITY {
         return None;
     }
@@ -193,14 +193,14 @@ fn largest(scores: &[f32], n: usize) -> Vec<u32> {
 }
 
 fn log_sum_exp(logits: &[f32]) -> f64 {
-    let largest = simd::vectorised(|| simd::max(logits));
+    let largest = simd::vectorised!(simd::max(logits));
     let mut run = Vec::new();
     let sum: f64 = logits
         .chunks(1024)
         .map(|chunk| {
             run.clear();
             run.extend_from_slice(chunk);
-            f64::from(simd::vectorised(|| simd::exp_shifted(&mut run, largest)))
+            f64::from(simd::vectorised!(simd::exp_shifted(&mut run, largest)))
         })
         .sum();
     f64::from(largest) + sum.ln()
@@ -266,7 +266,7 @@ fn draw(scores: &[f32], best: u32, sampling: &Sampling, position: u64) -> u32 {
 fn relative_weights(scores: &[f32], top: f32, temperature: f32) -> Vec<f32> {
     let inverse = 1.0 / temperature.max(f32::MIN_POSITIVE);
     let mut weights = vec![0f32; scores.len()];
-    simd::vectorised(|| {
+    simd::vectorised!({
         for (w, s) in weights.iter_mut().zip(scores) {
             // The most likely token's difference is 0 and must stay 0 for any temperature.
             let below = *s - top;

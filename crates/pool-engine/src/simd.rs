@@ -1,12 +1,37 @@
 //! Kernels over plain slices. They are written so that the compiler turns them into vector code, and
 //! run through pulp, which picks the widest instruction set of the machine at run time.
 
-use pulp::Arch;
+use pulp::{Arch, NullaryFnOnce};
 
-/// Runs `kernel` compiled for this machine's vector instructions. Everything it calls must be `#[inline(always)]`.
+/// `vectorised!(expression)`: the expression compiled for this machine's vector instructions. What it calls must be
+/// `#[inline(always)]`, as must the closure that the macro makes of it: only code inside the function
+/// that pulp marks with the instruction set is compiled for it.
+macro_rules! vectorised {
+    ($kernel:expr) => {
+        $crate::simd::run_vectorised(
+            #[inline(always)]
+            || $kernel,
+        )
+    };
+}
+pub(crate) use vectorised;
+
+/// See [`vectorised!`].
 #[inline]
-pub(crate) fn vectorised<R>(kernel: impl FnOnce() -> R) -> R {
-    Arch::new().dispatch(kernel)
+pub(crate) fn run_vectorised<R>(kernel: impl FnMut() -> R) -> R {
+    Arch::new().dispatch(Kernel(kernel))
+}
+
+/// Calls a closure by reference: calling it by value would go through a function that is not inlined.
+pub(crate) struct Kernel<K>(pub(crate) K);
+
+impl<R, K: FnMut() -> R> NullaryFnOnce for Kernel<K> {
+    type Output = R;
+
+    #[inline(always)]
+    fn call(mut self) -> R {
+        (self.0)()
+    }
 }
 
 const LANES: usize = 16;
@@ -164,10 +189,10 @@ mod tests {
             let a: Vec<f32> = (0..n).map(|i| i as f32 * 0.5 - 3.0).collect();
             let b: Vec<f32> = (0..n).map(|i| 1.0 - i as f32 * 0.25).collect();
             let want: f64 = a.iter().zip(&b).map(|(x, y)| f64::from(x * y)).sum();
-            let got = vectorised(|| dot(&a, &b));
+            let got = vectorised!(dot(&a, &b));
             assert!((f64::from(got) - want).abs() < 1e-3, "dot of {n}: {got} instead of {want}");
             let want = a.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-            assert_eq!(vectorised(|| max(&a)), want);
+            assert_eq!(vectorised!(max(&a)), want);
         }
     }
 
@@ -184,9 +209,9 @@ mod tests {
         for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
             for at in [0, 16, 20] {
                 let mut values = vec![1.0; 21];
-                assert!(vectorised(|| all_finite(&values)));
+                assert!(vectorised!(all_finite(&values)));
                 values[at] = bad;
-                assert!(!vectorised(|| all_finite(&values)), "{bad} at {at}");
+                assert!(!vectorised!(all_finite(&values)), "{bad} at {at}");
             }
         }
     }

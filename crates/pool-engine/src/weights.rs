@@ -47,11 +47,15 @@ impl<'a> Weights<'a> {
             Some(values) => match self.quantise {
                 Some(Quantise::Q8_0) if columns.is_multiple_of(GgmlDType::Q8_0.block_size()) => {
                     let blocks = QTensor::quantize(&dense(values)?, GgmlDType::Q8_0).map_err(failed)?;
-                    Ok(Matrix::Quantised(Arc::new(blocks)))
+                    let tiles = tiled(TensorType::Q8_0, &blocks.data().map_err(failed)?, rows, columns);
+                    Ok(tiles.unwrap_or_else(|| Matrix::Quantised(Arc::new(blocks))))
                 }
                 _ => Ok(Matrix::Dense(dense(values)?)),
             },
             None => {
+                if let Some(tiles) = tiled(info.kind, &bytes, rows, columns) {
+                    return Ok(tiles);
+                }
                 let blocks = blocks(info.kind, &bytes, rows, columns).map_err(failed)?;
                 if multiplies(info.kind, columns) {
                     Ok(Matrix::Quantised(Arc::new(blocks)))
@@ -116,6 +120,8 @@ impl Embedding {
         match matrix {
             Matrix::Dense(tensor) => Embedding::Dense(tensor.clone()),
             Matrix::Quantised(blocks) => Embedding::Quantised(blocks.clone()),
+            #[cfg(target_arch = "x86_64")]
+            Matrix::Tiled(tiles) => Embedding::Tiled(tiles.clone()),
         }
     }
 }
@@ -150,6 +156,19 @@ fn blocks(kind: TensorType, bytes: &[u8], rows: usize, columns: usize) -> candle
         &moved[skip..skip + bytes.len()]
     };
     QTensor::new(QStorage::from_data(Cow::Borrowed(aligned), &Device::Cpu, ggml_type(kind))?, (rows, columns))
+}
+
+/// The blocks in tiles for our own kernels, where those serve better than candle's.
+fn tiled(kind: TensorType, blocks: &[u8], rows: usize, columns: usize) -> Option<Matrix> {
+    #[cfg(target_arch = "x86_64")]
+    {
+        crate::tiles::Tiles::pack(kind, blocks, rows, columns).map(|tiles| Matrix::Tiled(Arc::new(tiles)))
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    {
+        let _ = (kind, blocks, rows, columns);
+        None
+    }
 }
 
 /// Whether candle's products take rows of this length: some old types want an even number of blocks.
