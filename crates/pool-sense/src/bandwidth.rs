@@ -18,8 +18,8 @@ const BUFFER_BYTES: usize = 128 << 20;
 /// Passes after which more tell nothing new.
 const MOST_PASSES: u32 = 64;
 
-/// Bytes per second that `threads` threads (at least one) read from memory together. Takes about `budget` and one
-/// buffer of 128 MiB; at least one pass is timed however small the budget.
+/// Bytes per second that `threads` threads (at least one) read from memory together. Takes `budget` and the time to
+/// write 128 MiB first, about 0.1 s; at least one pass is timed however small the budget.
 pub fn measure_memory_bandwidth(budget: Duration, threads: usize) -> Result<f64, SenseError> {
     let threads = threads.max(1);
     let words = BUFFER_BYTES / size_of::<u64>();
