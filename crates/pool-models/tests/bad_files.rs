@@ -1,4 +1,5 @@
 //! Every way a model file can be broken ends in one clear sentence that names the file or the tensor.
+#![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
 mod support;
 
@@ -168,7 +169,8 @@ fn gguf_tensors() {
 
 #[test]
 fn gguf_configurations_and_tokenizers() {
-    let cases: [(&str, fn(&mut GgufFile)); 9] = [
+    type Change = fn(&mut GgufFile);
+    let cases: [(&str, Change); 9] = [
         ("architecture `gemma3` is not supported; supported are llama, mistral, qwen2, qwen3", |f| {
             f.text("general.architecture", "gemma3");
         }),

@@ -1,4 +1,5 @@
 //! Both forms of Hugging Face's configuration, and the defaults of each family, as transformers reads them.
+#![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
 use pool_models::{Activation, Family, ModelConfig, RopeScaling, TensorType};
 use serde_json::{Value, json};

@@ -1,5 +1,6 @@
 //! No bytes make a reader panic, hang or claim memory: random ones, truncated ones, and real files with a few
 //! bytes changed (the kind that gets furthest).
+#![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
 mod support;
 
@@ -184,11 +185,11 @@ fn templates_that_never_end_or_grow_without_bound_are_stopped() {
 
 /// Seeded numbers without another dependency.
 mod rand_like {
-    pub struct Numbers(pub u64);
+    pub(crate) struct Numbers(pub(crate) u64);
 
     impl Numbers {
         /// SplitMix64.
-        pub fn below(&mut self, bound: usize) -> usize {
+        pub(crate) fn below(&mut self, bound: usize) -> usize {
             self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
             let mut z = self.0;
             z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);

@@ -1,4 +1,5 @@
 //! Both kinds of model open from headers alone, agree about the same shape, and hand out exactly the bytes asked for.
+#![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
 mod support;
 
@@ -206,4 +207,59 @@ fn a_directory_with_one_gguf_file_stands_for_that_file() {
     let directory = tempfile::tempdir().unwrap();
     std::fs::write(directory.path().join("model.gguf"), GgufFile::llama().build()).unwrap();
     assert_eq!(Model::open(directory.path()).unwrap().format, ModelFormat::Gguf);
+}
+
+fn vocabulary(name: &str) -> Vec<u8> {
+    std::fs::read(format!("{}/tests/fixtures/tokenizers/{name}", env!("CARGO_MANIFEST_DIR"))).unwrap()
+}
+
+#[test]
+fn tokenizer_template_and_endings_come_with_a_directory() {
+    let (directory, bare) = opened_directory();
+    assert!(bare.tokenizer.is_none() && bare.chat_template.is_none());
+    let write = |name: &str, text: &str| std::fs::write(directory.path().join(name), text).unwrap();
+    std::fs::write(directory.path().join("tokenizer.json"), vocabulary("bpe.json")).unwrap();
+    write("generation_config.json", r#"{"eos_token_id": [5, 2]}"#);
+    let named = json!([{"name": "tool_use", "template": "no"}, {"name": "default", "template": "{{ bos_token }}{{ messages[0].content }}{{ eos_token }}"}]);
+    let tokens = json!({"chat_template": named, "bos_token": {"content": "<|begin|>"}});
+    write("tokenizer_config.json", &tokens.to_string());
+    write("special_tokens_map.json", r#"{"eos_token": "<|end|>", "bos_token": "overruled"}"#);
+    let model = Model::open(directory.path()).unwrap();
+    assert_eq!(model.config.eos_tokens, [5, 2]);
+    assert_eq!(model.id, bare.id, "words and weights are different things");
+    let chat = [json!({"role": "user", "content": "Hello"})];
+    let render = |model: &Model| model.chat_template.as_ref().unwrap().render(&chat, &Default::default()).unwrap();
+    assert_eq!(render(&model), "<|begin|>Hello<|end|>");
+    let tokenizer = model.tokenizer.as_ref().unwrap();
+    let tokens = tokenizer.encode(&render(&model), false).unwrap();
+    assert!(tokenizer.is_special(tokens[0]), "the template's own special tokens are read as such");
+
+    write("chat_template.jinja", "alone: {{ messages[0].content }}\n");
+    assert_eq!(render(&Model::open(directory.path()).unwrap()), "alone: Hello", "the newer place comes first");
+}
+
+#[test]
+fn tokenizer_template_and_endings_come_in_a_gguf_file() {
+    let mut file = GgufFile::llama();
+    file.text("tokenizer.ggml.model", "llama");
+    file.set("tokenizer.ggml.tokens", 9, support::strings(&["<unk>", "<s>", "</s>", "<|im_end|>", "▁", "a", "▁a"]));
+    let floats = |values: &[f32]| values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>();
+    let array = |kind: u32, count: u64, bytes: Vec<u8>| {
+        [kind.to_le_bytes().to_vec(), count.to_le_bytes().to_vec(), bytes].concat()
+    };
+    file.set("tokenizer.ggml.scores", 9, array(6, 7, floats(&[0.0, 0.0, 0.0, 0.0, -1.0, -2.0, -0.5])));
+    let types = [2i32, 3, 3, 3, 1, 1, 1].iter().flat_map(|t| t.to_le_bytes()).collect();
+    file.set("tokenizer.ggml.token_type", 9, array(5, 7, types));
+    file.number("tokenizer.ggml.bos_token_id", 1);
+    file.number("tokenizer.ggml.eos_token_id", 2);
+    file.text("tokenizer.chat_template", "{{ bos_token }}{{ messages[0].content }}{{ eos_token }}");
+    let model = opened_gguf(&file);
+    assert_eq!(model.config.eos_tokens, [2, 3], "a well-known end of turn ends an answer as well");
+    let chat = [json!({"role": "user", "content": "a a"})];
+    let prompt = model.chat_template.as_ref().unwrap().render(&chat, &Default::default()).unwrap();
+    assert_eq!(prompt, "<s>a a</s>");
+    let tokenizer = model.tokenizer.as_ref().unwrap();
+    assert_eq!(tokenizer.encode(&prompt, false).unwrap(), [1, 6, 6, 2]);
+    assert_eq!(tokenizer.encode("a", true).unwrap(), [1, 6], "texts of this kind begin with the first token");
+    assert_eq!(tokenizer.encode("b", false).unwrap(), [4, 0], "without byte tokens the rest is unknown");
 }

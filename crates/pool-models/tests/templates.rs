@@ -1,5 +1,6 @@
 //! Prompts equal those of transformers' `apply_chat_template`, character by character.
 //! `scripts/fixtures/tokenizers/make_templates.py` makes the fixture.
+#![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
 use std::time::{Duration, SystemTime};
 

@@ -1,6 +1,7 @@
 //! Tokens equal those of the reference libraries on a thousand strings of many scripts, for each way a tokenizer is
 //! stored; texts come back from their tokens; a stream of tokens gives the text that all of them give at once.
 //! `scripts/fixtures/tokenizers` makes the fixtures.
+#![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
 use std::sync::Arc;
 

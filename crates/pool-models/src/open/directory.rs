@@ -111,8 +111,10 @@ fn template(path: &Path) -> Result<Option<ChatTemplate>, OpenError> {
         None => (embedded_template(config.get("chat_template")), config_path),
     };
     let Some(source) = source else { return Ok(None) };
+    // Older repositories keep some tokens in a file of their own.
+    let map = read_json(&path.join("special_tokens_map.json"))?.unwrap_or(Value::Null);
     let token = |name: &str| {
-        let token = config.get(name)?;
+        let token = config.get(name).or_else(|| map.get(name))?;
         token.as_str().or_else(|| token.get("content")?.as_str()).map(str::to_owned)
     };
     let template = ChatTemplate::new(&source, token("bos_token"), token("eos_token"))

@@ -6,7 +6,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 /// A Llama of two layers: vocabulary 96, width 64, four heads of 16 sharing two key/value heads, feed-forward 128.
-pub fn config() -> Value {
+pub(crate) fn config() -> Value {
     json!({
         "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu",
         "vocab_size": 96, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
@@ -17,7 +17,7 @@ pub fn config() -> Value {
 }
 
 /// The same model's tensors as Hugging Face calls them, with row-major shapes.
-pub fn tensors() -> Vec<(String, Vec<u64>)> {
+pub(crate) fn tensors() -> Vec<(String, Vec<u64>)> {
     let mut all = vec![
         ("model.embed_tokens.weight".to_owned(), vec![96, 64]),
         ("model.norm.weight".to_owned(), vec![64]),
@@ -42,7 +42,7 @@ pub fn tensors() -> Vec<(String, Vec<u64>)> {
 }
 
 /// A safetensors file of f32 tensors whose every byte is its tensor's number.
-pub fn safetensors(tensors: &[(String, Vec<u64>)]) -> Vec<u8> {
+pub(crate) fn safetensors(tensors: &[(String, Vec<u64>)]) -> Vec<u8> {
     let mut header = serde_json::Map::new();
     header.insert("__metadata__".to_owned(), json!({"format": "pt"}));
     let mut data = Vec::new();
@@ -56,7 +56,7 @@ pub fn safetensors(tensors: &[(String, Vec<u64>)]) -> Vec<u8> {
 }
 
 /// A safetensors file of this header and data.
-pub fn with_header(header: &Value, data: &[u8]) -> Vec<u8> {
+pub(crate) fn with_header(header: &Value, data: &[u8]) -> Vec<u8> {
     let header = header.to_string();
     let mut file = (header.len() as u64).to_le_bytes().to_vec();
     file.extend_from_slice(header.as_bytes());
@@ -65,24 +65,24 @@ pub fn with_header(header: &Value, data: &[u8]) -> Vec<u8> {
 }
 
 /// Writes a directory model with this configuration and these tensors.
-pub fn write_directory(path: &Path, config: &Value, tensors: &[(String, Vec<u64>)]) {
+pub(crate) fn write_directory(path: &Path, config: &Value, tensors: &[(String, Vec<u64>)]) {
     std::fs::write(path.join("config.json"), config.to_string()).unwrap();
     std::fs::write(path.join("model.safetensors"), safetensors(tensors)).unwrap();
 }
 
 /// A GGUF file in the making.
 #[derive(Clone)]
-pub struct GgufFile {
-    pub version: u32,
+pub(crate) struct GgufFile {
+    pub(crate) version: u32,
     /// Key, type number, encoded value.
-    pub metadata: Vec<(String, u32, Vec<u8>)>,
+    pub(crate) metadata: Vec<(String, u32, Vec<u8>)>,
     /// Name, dimensions in ggml's order (innermost first), type number, data.
-    pub tensors: Vec<(String, Vec<u64>, u32, Vec<u8>)>,
+    pub(crate) tensors: Vec<(String, Vec<u64>, u32, Vec<u8>)>,
 }
 
 impl GgufFile {
     /// The model of [`config`] with f32 norms and Q8_0 matrices.
-    pub fn llama() -> Self {
+    pub(crate) fn llama() -> Self {
         let mut file = Self { version: 3, metadata: Vec::new(), tensors: Vec::new() };
         file.text("general.architecture", "llama");
         file.text("general.name", "Tiny Llama");
@@ -119,29 +119,29 @@ impl GgufFile {
         file
     }
 
-    pub fn text(&mut self, key: &str, value: &str) {
+    pub(crate) fn text(&mut self, key: &str, value: &str) {
         self.set(key, 8, string(value));
     }
 
-    pub fn number(&mut self, key: &str, value: u32) {
+    pub(crate) fn number(&mut self, key: &str, value: u32) {
         self.set(key, 4, value.to_le_bytes().to_vec());
     }
 
-    pub fn float(&mut self, key: &str, value: f32) {
+    pub(crate) fn float(&mut self, key: &str, value: f32) {
         self.set(key, 6, value.to_le_bytes().to_vec());
     }
 
     /// Sets a key, in place of an earlier value.
-    pub fn set(&mut self, key: &str, kind: u32, value: Vec<u8>) {
+    pub(crate) fn set(&mut self, key: &str, kind: u32, value: Vec<u8>) {
         self.metadata.retain(|(other, ..)| other != key);
         self.metadata.push((key.to_owned(), kind, value));
     }
 
-    pub fn remove(&mut self, tensor: &str) {
+    pub(crate) fn remove(&mut self, tensor: &str) {
         self.tensors.retain(|(name, ..)| name != tensor);
     }
 
-    pub fn build(&self) -> Vec<u8> {
+    pub(crate) fn build(&self) -> Vec<u8> {
         let mut file = b"GGUF".to_vec();
         file.extend(self.version.to_le_bytes());
         file.extend((self.tensors.len() as u64).to_le_bytes());
@@ -169,14 +169,14 @@ impl GgufFile {
 }
 
 /// GGUF's text: length, then bytes.
-pub fn string(text: &str) -> Vec<u8> {
+pub(crate) fn string(text: &str) -> Vec<u8> {
     let mut bytes = (text.len() as u64).to_le_bytes().to_vec();
     bytes.extend(text.as_bytes());
     bytes
 }
 
 /// A GGUF array of texts.
-pub fn strings(texts: &[&str]) -> Vec<u8> {
+pub(crate) fn strings(texts: &[&str]) -> Vec<u8> {
     let mut bytes = 8u32.to_le_bytes().to_vec();
     bytes.extend((texts.len() as u64).to_le_bytes());
     texts.iter().for_each(|text| bytes.extend(string(text)));
