@@ -547,3 +547,14 @@ fn check_config(config: &ModelConfig) -> Result<(), LoadError> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_engine_can_move_to_its_own_thread() {
+        fn is_send<T: Send>() {}
+        is_send::<Engine>();
+    }
+}

@@ -104,6 +104,9 @@ impl Tiles {
     /// `x W^T` for the rows of `x`: `[x.rows, self.rows]`.
     pub(crate) fn multiply(&self, crew: Crew, x: &Activations) -> Vec<f32> {
         let mut out = vec![0f32; x.rows() * self.rows];
+        if out.is_empty() {
+            return out;
+        }
         let tiles = self.rows / TILE;
         let threads = if self.bytes.len() * x.rows() < 256 * 1024 { 1 } else { crew.threads().min(tiles) };
         if threads == 1 {

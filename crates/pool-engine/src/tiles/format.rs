@@ -59,9 +59,15 @@ pub(super) trait Format {
     /// Writes row `row`'s part of a header.
     fn write_header(header: &mut [u8], row: usize, block: &Block);
 
+    /// The header's halves as floats: d and, where there is one, dmin of the unit's 16 rows.
+    fn unit_scales(header: &[u8]) -> UnitScales;
+
     /// Scales and mins of a sub-block's 16 rows.
-    fn scales(header: &[u8], sub: usize) -> ([f32; TILE], [f32; TILE]);
+    fn scales(header: &[u8], unit: &UnitScales, sub: usize) -> UnitScales;
 }
+
+/// Two numbers for each row of a tile.
+pub(super) type UnitScales = ([f32; TILE], [f32; TILE]);
 
 /// f16 bits to f32 without the hardware's conversion, which pulp's AVX2 level does not include: moves the bits
 /// into place and corrects the exponent. Infinities and NaN do not occur (packing refuses them).
@@ -111,8 +117,13 @@ impl Format for Q8_0 {
     }
 
     #[inline(always)]
-    fn scales(header: &[u8], _sub: usize) -> ([f32; TILE], [f32; TILE]) {
+    fn unit_scales(header: &[u8]) -> UnitScales {
         (halves(header, 0), [0.0; TILE])
+    }
+
+    #[inline(always)]
+    fn scales(_header: &[u8], unit: &UnitScales, _sub: usize) -> UnitScales {
+        *unit
     }
 }
 
@@ -141,9 +152,14 @@ impl Format for Q4_0 {
     }
 
     #[inline(always)]
-    fn scales(header: &[u8], _sub: usize) -> ([f32; TILE], [f32; TILE]) {
+    fn unit_scales(header: &[u8]) -> UnitScales {
         let scales = halves(header, 0);
         (scales, scales.map(|s| s * 8.0))
+    }
+
+    #[inline(always)]
+    fn scales(_header: &[u8], unit: &UnitScales, _sub: usize) -> UnitScales {
+        *unit
     }
 }
 
@@ -160,8 +176,13 @@ fn write_k_header(header: &mut [u8], row: usize, block: &Block) {
 }
 
 #[inline(always)]
-fn k_scales(header: &[u8], sub: usize) -> ([f32; TILE], [f32; TILE]) {
-    let (mut scales, mut mins) = (halves(header, 0), halves(header, 2 * TILE));
+fn k_unit_scales(header: &[u8]) -> UnitScales {
+    (halves(header, 0), halves(header, 2 * TILE))
+}
+
+#[inline(always)]
+fn k_scales(header: &[u8], unit: &UnitScales, sub: usize) -> UnitScales {
+    let (mut scales, mut mins) = *unit;
     for (scale, byte) in scales.iter_mut().zip(&header[4 * TILE + sub * TILE..][..TILE]) {
         *scale *= f32::from(*byte);
     }
@@ -210,8 +231,13 @@ impl Format for Q4K {
     }
 
     #[inline(always)]
-    fn scales(header: &[u8], sub: usize) -> ([f32; TILE], [f32; TILE]) {
-        k_scales(header, sub)
+    fn unit_scales(header: &[u8]) -> UnitScales {
+        k_unit_scales(header)
+    }
+
+    #[inline(always)]
+    fn scales(header: &[u8], unit: &UnitScales, sub: usize) -> UnitScales {
+        k_scales(header, unit, sub)
     }
 }
 
@@ -243,8 +269,13 @@ impl Format for Q5K {
     }
 
     #[inline(always)]
-    fn scales(header: &[u8], sub: usize) -> ([f32; TILE], [f32; TILE]) {
-        k_scales(header, sub)
+    fn unit_scales(header: &[u8]) -> UnitScales {
+        k_unit_scales(header)
+    }
+
+    #[inline(always)]
+    fn scales(header: &[u8], unit: &UnitScales, sub: usize) -> UnitScales {
+        k_scales(header, unit, sub)
     }
 }
 
@@ -286,8 +317,13 @@ impl Format for Q6K {
     }
 
     #[inline(always)]
-    fn scales(header: &[u8], sub: usize) -> ([f32; TILE], [f32; TILE]) {
-        let mut scales = halves(header, 0);
+    fn unit_scales(header: &[u8]) -> UnitScales {
+        (halves(header, 0), [0.0; TILE])
+    }
+
+    #[inline(always)]
+    fn scales(header: &[u8], unit: &UnitScales, sub: usize) -> UnitScales {
+        let mut scales = unit.0;
         for (scale, byte) in scales.iter_mut().zip(&header[2 * TILE + sub * TILE..][..TILE]) {
             *scale *= f32::from(*byte as i8);
         }

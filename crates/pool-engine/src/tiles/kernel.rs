@@ -12,8 +12,13 @@ use crate::{simd, threads::Crew};
 
 /// Columns that share an activation scale.
 const RUN: usize = 32;
-/// Rows of activations worked on together: as many accumulators as there are registers for.
-const TOGETHER: usize = 4;
+/// Rows of activations worked on together: as many as there are registers for. Nibbles need some for themselves.
+const fn together(levels: Levels) -> usize {
+    match levels {
+        Levels::Bytes => 6,
+        Levels::Nibbles(_) => 4,
+    }
+}
 /// The largest rounded activation.
 const LARGEST: f32 = 32767.0;
 
@@ -100,18 +105,28 @@ fn round(x: &[f32], pairs: &mut [[i32; STEP / 2]], scales: &mut [f32], sums: &mu
 /// Products of the tiles in `tiles` with all rows of `x`, into `out`: `[x.rows, tiles * 16]`.
 pub(super) fn run<F: Format>(v3: V3, tiles: &[u8], tile_bytes: usize, x: &Activations, out: &mut [f32]) {
     let width = out.len() / x.rows;
+    // Evenly: 8 rows are 4 and 4, not 6 and 2.
+    let share = x.rows.div_ceil(x.rows.div_ceil(together(F::LEVELS)));
     v3.vectorize(simd::Kernel(
         #[inline(always)]
         || {
             for (index, tile) in tiles.chunks_exact(tile_bytes).enumerate() {
-                for first in (0..x.rows).step_by(TOGETHER) {
-                    let at = index * TILE;
-                    match x.rows - first {
-                        1 => put::<1>(one_tile::<F, 1>(v3, tile, from_fn(|i| x.row(first + i))), first, at, width, out),
-                        2 => put::<2>(one_tile::<F, 2>(v3, tile, from_fn(|i| x.row(first + i))), first, at, width, out),
-                        3 => put::<3>(one_tile::<F, 3>(v3, tile, from_fn(|i| x.row(first + i))), first, at, width, out),
-                        _ => put::<4>(one_tile::<F, 4>(v3, tile, from_fn(|i| x.row(first + i))), first, at, width, out),
+                let mut first = 0;
+                while first < x.rows {
+                    let rows = share.min(x.rows - first);
+                    macro_rules! of_rows {
+                        ($($m:literal)*) => {
+                            match rows {
+                                $($m if $m <= together(F::LEVELS) => {
+                                    let rows: [Row<'_>; $m] = from_fn(|i| x.row(first + i));
+                                    put(one_tile::<F, $m>(v3, tile, rows), first, index * TILE, width, out);
+                                })*
+                                _ => {}
+                            }
+                        };
                     }
+                    of_rows!(1 2 3 4 5 6);
+                    first += rows;
                 }
             }
         },
@@ -133,6 +148,7 @@ fn one_tile<F: Format, const M: usize>(simd: V3, tile: &[u8], rows: [Row<'_>; M]
     let mut totals = [[0f32; TILE]; M];
     for (index, unit) in tile.chunks_exact(F::UNIT_BYTES).enumerate() {
         let (header, levels) = unit.split_at(F::HEADER);
+        let unit_scales = F::unit_scales(header);
         for sub in 0..F::UNIT / F::SUB {
             let first = (index * F::UNIT + sub * F::SUB) / STEP;
             let mut products: [[i32x8; 2]; M] = [[cast([0i32; 8]); 2]; M];
@@ -146,7 +162,7 @@ fn one_tile<F: Format, const M: usize>(simd: V3, tile: &[u8], rows: [Row<'_>; M]
                     Levels::Nibbles(_) => nibbles_step::<2, M>(simd, levels, pairs, &mut products),
                 }
             }
-            let (scales, mins) = F::scales(header, sub);
+            let (scales, mins) = F::scales(header, &unit_scales, sub);
             for m in 0..M {
                 let scale = rows[m].scales[first * STEP / RUN];
                 let whole: [i32; TILE] = cast(products[m]);

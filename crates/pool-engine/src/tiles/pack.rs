@@ -39,8 +39,9 @@ pub(super) fn unpack_row<F: Format>(tile: &[u8], row: usize, out: &mut Vec<f32>)
     let step_bytes = F::LEVELS.step_bytes();
     for unit in tile.chunks_exact(F::UNIT_BYTES) {
         let (header, levels) = unit.split_at(F::HEADER);
+        let unit_scales = F::unit_scales(header);
         for sub in 0..F::UNIT / F::SUB {
-            let (scales, mins) = F::scales(header, sub);
+            let (scales, mins) = F::scales(header, &unit_scales, sub);
             out.extend((sub * F::SUB..(sub + 1) * F::SUB).map(|column| {
                 let step = &levels[column / STEP * step_bytes..][..step_bytes];
                 scales[row] * f32::from(level(F::LEVELS, step, row, column % STEP)) - mins[row]
