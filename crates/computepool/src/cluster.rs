@@ -1,0 +1,308 @@
+//! A whole cluster on this machine: the orchestrator in this process, each node in a child process that starts its
+//! own shard.
+//!
+//! Start: 1. the state folder is locked, 2. model and wishes are checked, 3. keys and roster, 4. the address is
+//! taken, 5. nodes are started. Stop: the same backwards; afterwards no process is left.
+
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    path::PathBuf,
+    process::Stdio,
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::{Context, Result, anyhow, bail};
+use pool_node::{ResourceLimits, find_shard_program, measure_capabilities};
+use pool_orchestrator::{
+    Orchestrator, OrchestratorConfig,
+    control::{CoalitionView, ControlTap, ServingWishes, Stage, Timing},
+};
+use pool_sense::{HostSense, Sense};
+use pool_wire::control::Capabilities;
+use tokio::{
+    process::{Child, Command},
+    sync::{mpsc, watch},
+    task::JoinHandle,
+    time::{sleep, timeout},
+};
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
+
+use crate::{
+    arguments::CpuSet,
+    serving,
+    state::{Keys, StateFolder},
+};
+
+/// A node that was told to end may take this long; its shard has a second of it.
+const NODE_GRACE: Duration = Duration::from_secs(3);
+/// Waits before a node that died is started again.
+const RESTART: [Duration; 4] =
+    [Duration::from_millis(200), Duration::from_secs(1), Duration::from_secs(5), Duration::from_secs(30)];
+/// A node that lived this long did not die of how it was started.
+const LONG_LIFE: Duration = Duration::from_secs(20);
+/// So many coalitions, or starts of one node, may fail before the first one serves.
+const MOST_FAILURES: usize = 3;
+/// Memory that is left to the rest of the machine.
+const MEMORY_SHARE: f64 = 0.8;
+
+/// What kind of cluster.
+pub(crate) struct ClusterOptions {
+    pub(crate) model: PathBuf,
+    pub(crate) model_name: Option<String>,
+    pub(crate) shards: u32,
+    pub(crate) api: String,
+    pub(crate) threads: Option<u32>,
+    /// One entry a shard; used in turn when there are fewer.
+    pub(crate) cpus: Vec<CpuSet>,
+    pub(crate) wishes: ServingWishes,
+    pub(crate) api_key: Option<String>,
+    pub(crate) verbose: u8,
+}
+
+/// A running cluster. [`Cluster::stop`] ends it; when it is dropped instead, children are killed.
+pub(crate) struct Cluster {
+    address: SocketAddr,
+    view: watch::Receiver<Arc<CoalitionView>>,
+    shutdown: CancellationToken,
+    server: JoinHandle<Result<(), pool_orchestrator::OrchestratorError>>,
+    nodes: Vec<JoinHandle<()>>,
+    /// Nodes that cannot run, with the reason.
+    hopeless: mpsc::Receiver<String>,
+}
+
+impl Cluster {
+    pub(crate) async fn start(folder: &mut StateFolder, options: ClusterOptions) -> Result<Self> {
+        find_shard_program()?;
+        let model = serving::open_model(&options.model)?;
+        let Keys { roster, gateway, nodes } = folder.keys(options.shards)?;
+        let quantise = options.wishes.quantise;
+        let orchestrator = Orchestrator::bind(OrchestratorConfig {
+            api: options.api.clone(),
+            database: folder.database(),
+            wallet: gateway,
+            roster,
+            model_name: serving::model_name(options.model_name.as_deref(), &model),
+            model,
+            wishes: options.wishes,
+            api_key: options.api_key.clone(),
+            loopback_only: true,
+            max_waiting: 256,
+            queue_deadline: Duration::from_secs(60),
+            timing: Timing::default(),
+            control_tap: ControlTap::default(),
+            data_tap: None,
+        })
+        .await?;
+        let address = orchestrator.address();
+        folder.write_holder(Some(address.to_string()))?;
+        let view = orchestrator.view();
+        let shutdown = CancellationToken::new();
+
+        // Measured once: nodes that measure at the same time would see each other's load, not the machine.
+        let capabilities =
+            tokio::task::spawn_blocking(move || offer_of_each(options.shards, options.threads)).await??;
+        let server = tokio::spawn(orchestrator.serve(shutdown.clone()));
+        let (tell, hopeless) = mpsc::channel(nodes.len().max(1));
+        let program = std::env::current_exe().context("cannot find this program's own file")?;
+        let nodes = nodes
+            .into_iter()
+            .enumerate()
+            .map(|(index, state)| {
+                let node = NodeProcess {
+                    name: format!("node-{}", index + 1),
+                    program: program.clone(),
+                    orchestrator: format!("ws://{}", reachable(address)),
+                    roster: folder.roster(),
+                    passphrase: folder.passphrase(),
+                    model: std::path::absolute(&options.model).unwrap_or_else(|_| options.model.clone()),
+                    state,
+                    capabilities: capabilities.clone(),
+                    cpus: options.cpus.get(index % options.cpus.len().max(1)).cloned(),
+                    quantise,
+                    verbose: options.verbose,
+                };
+                tokio::spawn(node.keep_running(shutdown.clone(), tell.clone()))
+            })
+            .collect();
+        Ok(Self { address, view, shutdown, server, nodes, hopeless })
+    }
+
+    /// Where the endpoint listens.
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// The coalition as it is now, and its changes.
+    pub(crate) fn view(&self) -> watch::Receiver<Arc<CoalitionView>> {
+        self.view.clone()
+    }
+
+    /// Returns when the first request can be answered, or with the reason why that will not happen.
+    pub(crate) async fn ready(&mut self, deadline: Duration) -> Result<()> {
+        let mut view = self.view.clone();
+        let shards = self.nodes.len();
+        let settled = view.wait_for(|view| {
+            let stuck = view.obstacle.is_some() && view.connected.len() >= shards;
+            view.state == Stage::Active || stuck || view.failures >= MOST_FAILURES
+        });
+        let view = tokio::select! {
+            view = timeout(deadline, settled) => match view {
+                Ok(Ok(view)) => Arc::clone(&view),
+                Ok(Err(_)) => bail!("the orchestrator ended while it was starting"),
+                Err(_) => {
+                    let view = self.view.borrow().clone();
+                    let why = view.last_failure.as_ref().map(|failure| format!("; last failure: {failure}"));
+                    let reason = view.reason.clone().unwrap_or_default();
+                    bail!("not ready after {} s: {reason}{}", deadline.as_secs(), why.unwrap_or_default());
+                }
+            },
+            Some(reason) = self.hopeless.recv() => bail!("{reason}"),
+            ended = &mut self.server => {
+                ended??;
+                bail!("the orchestrator ended while it was starting");
+            }
+        };
+        match (&view.state, &view.obstacle, &view.last_failure) {
+            (Stage::Active, ..) => Ok(()),
+            (_, Some(obstacle), _) => Err(anyhow!("{obstacle}")),
+            (_, None, Some(failure)) => Err(anyhow!("{failure}")),
+            (_, None, None) => Err(anyhow!("no coalition could be formed")),
+        }
+    }
+
+    /// Runs until `stop`; an error when the endpoint failed before.
+    pub(crate) async fn run_until(&mut self, stop: &CancellationToken) -> Result<()> {
+        tokio::select! {
+            () = stop.cancelled() => Ok(()),
+            ended = &mut self.server => {
+                ended??;
+                bail!("the orchestrator ended by itself");
+            }
+        }
+    }
+
+    /// Ends everything. When this returns, no process of the cluster is left.
+    pub(crate) async fn stop(self) {
+        self.shutdown.cancel();
+        for node in self.nodes {
+            let _ = node.await;
+        }
+        // `serve` ends by its own deadlines.
+        if !self.server.is_finished() {
+            match self.server.await {
+                Ok(Err(error)) => error!(%error, "the orchestrator failed while it ended"),
+                Ok(Ok(())) => {}
+                Err(error) => error!(%error, "the orchestrator broke"),
+            }
+        }
+    }
+}
+
+/// An equal part of the machine for each shard.
+fn offer_of_each(shards: u32, threads: Option<u32>) -> Result<Capabilities> {
+    let facts = HostSense.facts()?;
+    let part = facts.physical_cores / shards.max(1) as usize;
+    let limits = ResourceLimits {
+        threads: Some(threads.map_or(part, |threads| threads as usize).max(1)),
+        memory_share: MEMORY_SHARE / f64::from(shards.max(1)),
+        memory_bytes: None,
+    };
+    Ok(measure_capabilities(&HostSense, limits)?)
+}
+
+/// The address at which children reach a server that listens on `address`.
+fn reachable(address: SocketAddr) -> SocketAddr {
+    let ip = match address.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => IpAddr::V4(Ipv4Addr::LOCALHOST),
+        IpAddr::V6(ip) if ip.is_unspecified() => IpAddr::V6(Ipv6Addr::LOCALHOST),
+        ip => ip,
+    };
+    SocketAddr::new(ip, address.port())
+}
+
+struct NodeProcess {
+    name: String,
+    program: PathBuf,
+    orchestrator: String,
+    roster: PathBuf,
+    passphrase: PathBuf,
+    model: PathBuf,
+    state: PathBuf,
+    capabilities: Capabilities,
+    cpus: Option<CpuSet>,
+    quantise: bool,
+    verbose: u8,
+}
+
+impl NodeProcess {
+    fn start(&self) -> Result<Child> {
+        let mut command = Command::new(&self.program);
+        command.arg("node").args(["--orchestrator", &self.orchestrator]);
+        command.arg("--roster").arg(&self.roster);
+        command.arg("--state").arg(&self.state);
+        command.arg("--model").arg(&self.model);
+        command.arg("--passphrase-file").arg(&self.passphrase);
+        command.args(["--capabilities", &serde_json::to_string(&self.capabilities)?]);
+        command.args(["--loopback-only", "--with-parent"]);
+        if let Some(cpus) = &self.cpus {
+            command.args(["--cpus", &cpus.to_string()]);
+        }
+        if self.quantise {
+            command.arg("--quantise");
+        }
+        command.args(std::iter::repeat_n("-v", usize::from(self.verbose)));
+        // Its input stays open as long as this process lives; Ctrl-C in the terminal is for this process alone,
+        // which then ends the nodes in order.
+        command.stdin(Stdio::piped()).stdout(Stdio::null()).kill_on_drop(true);
+        #[cfg(unix)]
+        command.process_group(0);
+        command.spawn().with_context(|| format!("cannot start {}", self.program.display()))
+    }
+
+    /// Starts the node again whenever it ends, until `shutdown`.
+    async fn keep_running(self, shutdown: CancellationToken, hopeless: mpsc::Sender<String>) {
+        let mut failures = 0;
+        loop {
+            let started = tokio::time::Instant::now();
+            let how = match self.start() {
+                Ok(mut child) => {
+                    info!(node = %self.name, process = child.id(), "started a node");
+                    tokio::select! {
+                        status = child.wait() => match status {
+                            Ok(status) => status.to_string(),
+                            Err(error) => error.to_string(),
+                        },
+                        () = shutdown.cancelled() => return end(&self.name, child).await,
+                    }
+                }
+                Err(error) => format!("{error:#}"),
+            };
+            if started.elapsed() >= LONG_LIFE {
+                failures = 0;
+            }
+            warn!(node = %self.name, how, "the node ended and is started again");
+            let wait = RESTART[failures.min(RESTART.len() - 1)];
+            failures += 1;
+            if failures >= MOST_FAILURES {
+                let reason =
+                    format!("{} does not run ({how}); see {}", self.name, self.state.join("log.jsonl").display());
+                let _ = hopeless.try_send(reason);
+            }
+            tokio::select! {
+                () = sleep(wait) => {}
+                () = shutdown.cancelled() => return,
+            }
+        }
+    }
+}
+
+/// Closing a node's input tells it to end; one that does not is killed.
+async fn end(name: &str, mut child: Child) {
+    drop(child.stdin.take());
+    if timeout(NODE_GRACE, child.wait()).await.is_err() {
+        warn!(node = name, "the node did not end in time and is killed");
+        let _ = child.kill().await;
+    }
+}

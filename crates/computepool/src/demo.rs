@@ -1,0 +1,200 @@
+//! `computepool demo`: the whole of it on one machine, with figures.
+
+use std::{
+    collections::BTreeMap,
+    io::{Write, stdout},
+    path::PathBuf,
+    process::ExitCode,
+    time::Duration,
+};
+
+use anyhow::{Context, Result, bail};
+use pool_orchestrator::control::{CoalitionView, ServingWishes};
+use pool_types::ByteSize;
+use serde_json::json;
+
+use crate::{
+    api_client::{Answer, ApiClient, AskOptions, Turn},
+    arguments::DemoArguments,
+    cluster::{Cluster, ClusterOptions},
+    logs, serving,
+    state::{StateFolder, start_of},
+    stop,
+    table::Table,
+    up::{show_progress, spinner},
+};
+
+const QUESTIONS: [&str; 3] = ["What is ComputePool?", "What is a shard?", "How do hidden states travel?"];
+const BUNDLED: &str = "models/tiny";
+const STARTUP: Duration = Duration::from_secs(120);
+/// Shards report their counters every second.
+const REPORTS: Duration = Duration::from_millis(1300);
+
+pub(crate) fn run(arguments: DemoArguments) -> Result<ExitCode> {
+    let model = match &arguments.model {
+        Some(path) => path.clone(),
+        None => bundled_model()?,
+    };
+    let temporary = tempfile::Builder::new().prefix("computepool-demo-").tempdir().context("no temporary folder")?;
+    let mut folder = StateFolder::lock(temporary.path())?;
+    logs::start(Some(&folder.log()), arguments.verbose).context("cannot write a log")?;
+    let options = ClusterOptions {
+        model,
+        model_name: None,
+        shards: arguments.shards,
+        api: "127.0.0.1:0".to_owned(),
+        threads: None,
+        cpus: Vec::new(),
+        wishes: ServingWishes { shards: Some(arguments.shards), ..ServingWishes::default() },
+        api_key: None,
+        verbose: arguments.verbose,
+    };
+    serving::runtime(2)?.block_on(async {
+        let stop = stop::on_signal()?;
+        let spinner = spinner("starting an orchestrator and its nodes");
+        let mut cluster = Cluster::start(&mut folder, options).await?;
+        show_progress(&spinner, &cluster);
+        let outcome = tokio::select! {
+            outcome = show(&mut cluster, &arguments, &spinner) => outcome,
+            () = stop.cancelled() => Err(anyhow::anyhow!("stopped before the end")),
+        };
+        spinner.finish_and_clear();
+        let processes = descendants();
+        cluster.stop().await;
+        let left = processes.iter().filter(|(process, started)| start_of(**process) == Some(**started)).count();
+        outcome?;
+        if left > 0 {
+            bail!("{left} of the demo's processes are still running");
+        }
+        if !arguments.json {
+            println!("\nAll {} processes of the demo have ended; none is left.", processes.len());
+        }
+        Ok(ExitCode::SUCCESS)
+    })
+}
+
+async fn show(cluster: &mut Cluster, arguments: &DemoArguments, spinner: &indicatif::ProgressBar) -> Result<()> {
+    cluster.ready(STARTUP).await?;
+    spinner.finish_and_clear();
+    let api = ApiClient::new(&format!("http://{}", cluster.address()), None)?;
+    let model = cluster.view().borrow().model.clone();
+    if !arguments.json {
+        println!("{model} is served by {} shard processes at http://{}/v1", arguments.shards, cluster.address());
+    }
+    let mut answers = Vec::new();
+    for question in QUESTIONS {
+        if !arguments.json {
+            println!("\n> {question}");
+        }
+        let turn = Turn { role: "user", content: question.to_owned() };
+        let options = AskOptions { temperature: Some(0.0), max_tokens: Some(96), seed: None };
+        let answer = api
+            .ask(&model, &[turn], options, |piece| {
+                if !arguments.json {
+                    print!("{piece}");
+                    let _ = stdout().flush();
+                }
+            })
+            .await?;
+        if !arguments.json {
+            println!();
+        }
+        answers.push(answer);
+    }
+    tokio::time::sleep(REPORTS).await;
+    let view = api.coalition().await?;
+    if arguments.json {
+        println!("{}", serde_json::to_string_pretty(&json!({ "answers": answers, "coalition": view }))?);
+    } else {
+        print_tables(&view, &answers);
+    }
+    Ok(())
+}
+
+fn print_tables(view: &CoalitionView, answers: &[Answer]) {
+    println!("\nWho held what");
+    let mut nodes =
+        Table::new(&["node", ">layers", ">bytes read", ">bytes of these layers", ">tokens computed", ">busy"]);
+    for member in &view.members {
+        let read = member.footprint.map_or(0, |footprint| footprint.bytes_read);
+        let stats = member.stats.clone().unwrap_or_default();
+        nodes.row([
+            member.name.clone(),
+            member.layers.to_string(),
+            ByteSize(read).to_string(),
+            ByteSize(member.layer_bytes).to_string(),
+            stats.rows.to_string(),
+            format!("{:.2} s", stats.busy_seconds),
+        ]);
+    }
+    print!("{nodes}");
+
+    println!("\nWhat crossed");
+    let mut links = Table::new(&["from", "to", ">hidden states", ">prompts and tokens", ">hop p50", ">hop p99"]);
+    // A hop is half a round trip.
+    let hop = |micros: Option<u64>| micros.map_or("-".to_owned(), |micros| format!("{:.2} ms", micros as f64 / 2e3));
+    for link in &view.links {
+        links.row([
+            link.from.clone(),
+            link.to.clone(),
+            ByteSize(link.hidden_bytes).to_string(),
+            ByteSize(link.token_bytes).to_string(),
+            hop(link.round_trip_p50_micros),
+            hop(link.round_trip_p99_micros),
+        ]);
+    }
+    print!("{links}");
+
+    println!("\nHow fast");
+    let mut speed = Table::new(&[">answer", ">tokens", ">first token", ">tokens/s"]);
+    for (answer, number) in answers.iter().zip(1..) {
+        speed.row([
+            number.to_string(),
+            answer.tokens.to_string(),
+            format!("{:.0} ms", answer.first_token_seconds * 1e3),
+            answer.tokens_per_second.map_or("-".to_owned(), |speed| format!("{speed:.1}")),
+        ]);
+    }
+    print!("{speed}");
+    println!("\n{}", view.privacy);
+}
+
+/// `models/tiny` in this folder or one above it, or above this program.
+fn bundled_model() -> Result<PathBuf> {
+    let start = [std::env::current_dir().ok(), std::env::current_exe().ok()];
+    let found = start
+        .iter()
+        .flatten()
+        .flat_map(|start| start.ancestors())
+        .map(|folder| folder.join(BUNDLED))
+        .find(|path| path.is_dir());
+    match found {
+        Some(path) => Ok(path),
+        None => bail!("the bundled model {BUNDLED} is not here; run this inside the repository, or name a --model"),
+    }
+}
+
+/// Every process that this one started, directly or not, with its start time (from `/proc`).
+fn descendants() -> BTreeMap<u32, u64> {
+    let parent_of = |process: u32| -> Option<u32> {
+        let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
+        stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(1)?.parse().ok()
+    };
+    let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    let parents: BTreeMap<u32, u32> = processes
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .filter_map(|process| Some((process, parent_of(process)?)))
+        .collect();
+    let mut found = BTreeMap::new();
+    let mut waiting = vec![std::process::id()];
+    while let Some(parent) = waiting.pop() {
+        for (process, _) in parents.iter().filter(|(_, of)| **of == parent) {
+            if let Some(started) = start_of(*process)
+                && found.insert(*process, started).is_none()
+            {
+                waiting.push(*process);
+            }
+        }
+    }
+    found
+}

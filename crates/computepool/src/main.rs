@@ -1,0 +1,50 @@
+//! The `computepool` command. Each subcommand is a module; `arguments` is what a person can write.
+
+mod api_client;
+mod arguments;
+mod chat;
+mod cluster;
+mod demo;
+mod detach;
+mod inspect;
+mod logs;
+mod node;
+mod orchestrator;
+mod plan;
+mod serving;
+mod shapes;
+mod state;
+mod stop;
+mod table;
+mod up;
+
+use std::process::ExitCode;
+
+use arguments::{Arguments, Command};
+use clap::{CommandFactory, Parser};
+
+/// Something could not be done as asked; one sentence says what and what to do about it.
+const CANNOT: u8 = 2;
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let outcome = match arguments.command {
+        Command::Up(arguments) if arguments.detach => detach::up(&arguments),
+        Command::Up(arguments) => up::run(arguments),
+        Command::Down(arguments) => detach::down(&arguments),
+        Command::Node(arguments) => node::run(arguments),
+        Command::Orchestrator(arguments) => orchestrator::run(arguments),
+        Command::Chat(arguments) => chat::run(arguments),
+        Command::Inspect(arguments) => inspect::run(&arguments),
+        Command::Plan(arguments) => plan::run(&arguments),
+        Command::Demo(arguments) => demo::run(arguments),
+        Command::Completions(arguments) => {
+            clap_complete::generate(arguments.shell, &mut Arguments::command(), "computepool", &mut std::io::stdout());
+            Ok(ExitCode::SUCCESS)
+        }
+    };
+    outcome.unwrap_or_else(|error| {
+        eprintln!("computepool: {error:#}");
+        ExitCode::from(CANNOT)
+    })
+}

@@ -1,0 +1,58 @@
+//! `computepool node`.
+
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use pool_node::{
+    NodeConfig, ResourceLimits,
+    identity::{Passphrase, make_private_directory, open_or_create},
+    measure_capabilities,
+};
+use pool_sense::HostSense;
+
+use crate::{
+    arguments::{CpuSet, NodeArguments},
+    logs, serving,
+    state::read_roster,
+    stop,
+};
+
+pub(crate) fn run(arguments: NodeArguments) -> Result<ExitCode> {
+    make_private_directory(&arguments.state)?;
+    let passphrase = Passphrase::from_file_or_environment(arguments.passphrase_file.as_deref())?;
+    let wallet = open_or_create(&arguments.state, &passphrase)?;
+    if arguments.show_address {
+        println!("{}", wallet.address());
+        return Ok(ExitCode::SUCCESS);
+    }
+    logs::start(Some(&arguments.state.join("log.jsonl")), arguments.verbose)
+        .with_context(|| format!("cannot write a log in {}", arguments.state.display()))?;
+    let capabilities = match &arguments.capabilities {
+        Some(json) => serde_json::from_str(json).context("--capabilities is not usable")?,
+        None => {
+            let limits =
+                ResourceLimits { threads: arguments.threads, memory_share: arguments.memory_share, memory_bytes: None };
+            measure_capabilities(&HostSense, limits)?
+        }
+    };
+    let config = NodeConfig {
+        orchestrator: arguments.orchestrator,
+        roster: read_roster(&arguments.roster)?,
+        name: String::new(),
+        wallet,
+        model: arguments.model,
+        shard_program: None,
+        capabilities,
+        cpus: arguments.cpus.iter().flat_map(CpuSet::cores).collect(),
+        quantise: arguments.quantise,
+        loopback_only: arguments.loopback_only,
+    };
+    serving::runtime(1)?.block_on(async {
+        let shutdown = stop::on_signal()?;
+        if arguments.with_parent {
+            stop::with_parent(shutdown.clone());
+        }
+        pool_node::run(config, shutdown).await?;
+        Ok(ExitCode::SUCCESS)
+    })
+}

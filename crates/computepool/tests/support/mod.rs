@@ -1,0 +1,268 @@
+//! Running the real program, and looking at its processes.
+#![allow(dead_code, unreachable_pub, reason = "each test uses a part")]
+
+pub mod model;
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    io::{BufRead, BufReader, Read},
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitStatus, Output, Stdio},
+    sync::mpsc,
+    thread,
+    time::{Duration, Instant},
+};
+
+use nix::{sys::signal, unistd::Pid};
+use serde_json::{Value, json};
+
+/// How long anything may take on a busy machine.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The program under test.
+pub fn computepool() -> Command {
+    let shard = Path::new(env!("CARGO_BIN_EXE_computepool")).with_file_name("pool-shard");
+    assert!(shard.exists(), "build pool-shard first: cargo build -p pool-shard");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_computepool"));
+    command.env_remove("RUST_LOG").env_remove("COMPUTEPOOL_API_KEY").env_remove("COMPUTEPOOL_PASSPHRASE");
+    command
+}
+
+/// Runs it to its end.
+pub fn run(arguments: &[&str]) -> Output {
+    computepool().args(arguments).stdin(Stdio::null()).output().unwrap()
+}
+
+/// A folder with a random model and room for a state.
+pub struct Files(tempfile::TempDir);
+
+impl Files {
+    pub fn new() -> Self {
+        Self::with(model::Shape::default())
+    }
+
+    pub fn with(shape: model::Shape) -> Self {
+        let files = Self(tempfile::tempdir().unwrap());
+        model::write(&files.model(), shape);
+        files
+    }
+
+    pub fn model(&self) -> PathBuf {
+        self.0.path().join("noise")
+    }
+
+    pub fn state(&self) -> PathBuf {
+        self.0.path().join("state")
+    }
+
+    /// `computepool up` on a free port, without further options.
+    pub fn up_command(&self) -> Command {
+        let mut command = computepool();
+        command.arg("up").arg("--model").arg(self.model()).arg("--state").arg(self.state());
+        command.args(["--api", "127.0.0.1:0", "--threads", "1"]);
+        command
+    }
+}
+
+/// A running `computepool up`. Dropped without [`Up::stop`], it is killed, and its children end with it.
+pub struct Up {
+    child: Child,
+    pub url: String,
+}
+
+impl Up {
+    /// Starts it and waits for its one line.
+    pub fn start(command: &mut Command) -> Self {
+        let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut out = BufReader::new(child.stdout.take().unwrap());
+        let (tell, line) = mpsc::channel();
+        thread::spawn(move || {
+            let mut line = String::new();
+            out.read_line(&mut line).unwrap();
+            tell.send(line).unwrap();
+            // Anything more on standard output would break the promise of one line.
+            let mut more = String::new();
+            let _ = out.read_to_string(&mut more);
+            assert!(more.is_empty(), "standard output holds one line, but also: {more}");
+        });
+        let line = line.recv_timeout(PATIENCE).unwrap_or_default();
+        let Some(url) = line.trim().strip_prefix("ready ") else {
+            let _ = child.kill();
+            let mut errors = String::new();
+            let _ = child.stderr.take().unwrap().read_to_string(&mut errors);
+            panic!("not ready: {line:?}\n{errors}");
+        };
+        Self { url: url.to_owned(), child }
+    }
+
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// The endpoint without its path.
+    pub fn root(&self) -> &str {
+        self.url.strip_suffix("/v1").unwrap()
+    }
+
+    /// Sends a signal and waits for the end. Returns the status and what was written to standard error.
+    pub fn stop(mut self, signal: signal::Signal) -> (ExitStatus, String) {
+        signal::kill(Pid::from_raw(self.child.id() as i32), signal).unwrap();
+        let status = wait(&mut self.child, Duration::from_secs(10));
+        let mut errors = String::new();
+        self.child.stderr.take().unwrap().read_to_string(&mut errors).unwrap();
+        (status, errors)
+    }
+
+    /// Everything it started, by number and command line.
+    pub fn processes(&self) -> BTreeMap<u32, String> {
+        descendants(self.child.id())
+    }
+
+    /// The numbers of its processes whose command line contains `text`.
+    pub fn processes_with(&self, text: &str) -> Vec<u32> {
+        self.processes().into_iter().filter(|(_, line)| line.contains(text)).map(|(process, _)| process).collect()
+    }
+}
+
+impl Drop for Up {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Waits for a child with a limit.
+pub fn wait(child: &mut Child, limit: Duration) -> ExitStatus {
+    let began = Instant::now();
+    loop {
+        if let Some(status) = child.try_wait().unwrap() {
+            return status;
+        }
+        assert!(began.elapsed() < limit, "process {} did not end within {limit:?}", child.id());
+        thread::sleep(Duration::from_millis(10));
+    }
+}
+
+pub fn kill(process: u32) {
+    signal::kill(Pid::from_raw(process as i32), signal::Signal::SIGKILL).unwrap();
+}
+
+/// Whether a process runs (a zombie does not).
+pub fn runs(process: u32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
+    stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with('Z'))
+}
+
+/// Fails unless all of them end within a second.
+pub fn assert_gone(processes: &BTreeMap<u32, String>) {
+    let began = Instant::now();
+    loop {
+        let left: Vec<_> = processes.iter().filter(|(process, _)| runs(**process)).collect();
+        if left.is_empty() {
+            return;
+        }
+        assert!(began.elapsed() < Duration::from_secs(1), "still running: {left:?}");
+        thread::sleep(Duration::from_millis(10));
+    }
+}
+
+fn descendants(of: u32) -> BTreeMap<u32, String> {
+    let parents: Vec<(u32, u32)> = fs::read_dir("/proc")
+        .unwrap()
+        .flatten()
+        .filter_map(|entry| {
+            let process = entry.file_name().to_str()?.parse().ok()?;
+            let stat = fs::read_to_string(entry.path().join("stat")).ok()?;
+            let parent = stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(1)?.parse().ok()?;
+            Some((process, parent))
+        })
+        .collect();
+    let (mut found, mut waiting) = (BTreeMap::new(), vec![of]);
+    while let Some(parent) = waiting.pop() {
+        for (process, _) in parents.iter().filter(|(_, its)| *its == parent) {
+            let line = fs::read(format!("/proc/{process}/cmdline")).unwrap_or_default();
+            let line = String::from_utf8_lossy(&line).replace('\0', " ");
+            if found.insert(*process, line).is_none() {
+                waiting.push(*process);
+            }
+        }
+    }
+    found
+}
+
+/// Every file of a folder and the folders in it, as text.
+pub fn texts(folder: &Path) -> Vec<(PathBuf, String)> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder).unwrap().flatten() {
+        let path = entry.path();
+        if path.is_dir() {
+            found.extend(texts(&path));
+        } else {
+            let text = String::from_utf8_lossy(&fs::read(&path).unwrap_or_default()).into_owned();
+            found.push((path, text));
+        }
+    }
+    found
+}
+
+/// A chat request of `tokens` tokens.
+pub fn request(question: &str, tokens: u32, stream: bool) -> Value {
+    json!({
+        "model": "noise", "messages": [{ "role": "user", "content": question }], "temperature": 0,
+        "max_tokens": tokens, "stream": stream,
+    })
+}
+
+/// Asks for a whole answer.
+pub async fn ask(url: &str, body: &Value) -> (u16, Value) {
+    let client = reqwest::Client::builder().no_proxy().timeout(PATIENCE).build().unwrap();
+    let answer = client.post(format!("{url}/chat/completions")).json(body).send().await.unwrap();
+    (answer.status().as_u16(), answer.json().await.unwrap())
+}
+
+/// Asks until a whole answer comes, and returns how long that took.
+pub async fn ask_until_served(url: &str, limit: Duration) -> Duration {
+    let began = Instant::now();
+    loop {
+        let (status, answer) = ask(url, &request("again", 8, false)).await;
+        if status == 200 {
+            assert_eq!(answer["usage"]["completion_tokens"], 8, "{answer}");
+            return began.elapsed();
+        }
+        assert!([500, 502, 503].contains(&status), "only a missing coalition is an excuse: {status} {answer}");
+        assert!(began.elapsed() < limit, "not served within {limit:?}: {answer}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// An answer that is being streamed.
+pub struct Stream {
+    answer: reqwest::Response,
+    buffer: Vec<u8>,
+}
+
+impl Stream {
+    pub async fn open(url: &str, body: &Value) -> Self {
+        let client = reqwest::Client::builder().no_proxy().build().unwrap();
+        let answer = client.post(format!("{url}/chat/completions")).json(body).send().await.unwrap();
+        assert_eq!(answer.status().as_u16(), 200);
+        Self { answer, buffer: Vec::new() }
+    }
+
+    /// The next event's data; `None` at the end of the stream.
+    pub async fn next(&mut self) -> Option<String> {
+        loop {
+            if let Some(end) = self.buffer.windows(2).position(|two| two == b"\n\n") {
+                let event: Vec<u8> = self.buffer.drain(..end + 2).collect();
+                let text = String::from_utf8(event).unwrap();
+                if let Some(data) = text.trim().strip_prefix("data: ") {
+                    return Some(data.to_owned());
+                }
+                continue;
+            }
+            let chunk = tokio::time::timeout(PATIENCE, self.answer.chunk()).await.expect("a stream goes on or ends");
+            self.buffer.extend_from_slice(&chunk.ok()??);
+        }
+    }
+}

@@ -1,0 +1,95 @@
+//! What a node is told when it starts.
+
+use std::{env, io, path::PathBuf};
+
+use alloy_signer_local::PrivateKeySigner;
+use pool_coalition::Roster;
+use pool_models::OpenError;
+use pool_types::Failure;
+use pool_wire::control::Capabilities;
+use thiserror::Error;
+
+/// The environment variable that may name the shard program.
+pub(crate) const SHARD_VARIABLE: &str = "COMPUTEPOOL_SHARD";
+
+/// How much of the machine a node may offer.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct ResourceLimits {
+    /// Most threads a shard computes with; `None` for all the machine has.
+    pub threads: Option<usize>,
+    /// The part of the available memory that may be used, above 0 and at most 1.
+    pub memory_share: f64,
+    /// Exactly this many bytes instead.
+    pub memory_bytes: Option<u64>,
+}
+
+impl Default for ResourceLimits {
+    fn default() -> Self {
+        Self { threads: None, memory_share: 0.8, memory_bytes: None }
+    }
+}
+
+/// What a node is told when it starts.
+#[derive(Clone, Debug)]
+pub struct NodeConfig {
+    /// The orchestrator: `ws://host:port`, with or without the path.
+    pub orchestrator: String,
+    /// Who may link with whom.
+    pub roster: Roster,
+    /// The name people know the node by; the roster's name for it where this is empty.
+    pub name: String,
+    /// The operator's key.
+    pub wallet: PrivateKeySigner,
+    /// The model directory or file.
+    pub model: PathBuf,
+    /// The shard program; searched for when `None` ([`find_shard_program`]).
+    pub shard_program: Option<PathBuf>,
+    /// What the node offers ([`measure_capabilities`](crate::measure_capabilities)).
+    pub capabilities: Capabilities,
+    /// The cores a shard is pinned to; empty for all.
+    pub cpus: Vec<usize>,
+    /// Quantise unquantised matrices to Q8_0 when loading.
+    pub quantise: bool,
+    /// Bind links to loopback only: every member is on this machine.
+    pub loopback_only: bool,
+}
+
+/// Why a node cannot start or go on.
+#[derive(Debug, Error)]
+pub enum NodeError {
+    /// The orchestrator's address is not one.
+    #[error("`{0}` is not an orchestrator's address; write it like ws://192.168.1.10:8080")]
+    Address(String),
+    /// The wallet does not stand in the roster as a node.
+    #[error("the roster does not name {0} as a node; add it, or use the key that the roster names")]
+    NotInRoster(alloy_primitives::Address),
+    /// The model cannot be used.
+    #[error(transparent)]
+    Model(#[from] OpenError),
+    /// The program that does the work is missing.
+    #[error("the program pool-shard is not beside this one; set {SHARD_VARIABLE} to its path")]
+    NoShardProgram,
+    /// The program that does the work does not start.
+    #[error("cannot start {path}: {source}")]
+    ShardProgram {
+        /// Which program.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The orchestrator turned the node away.
+    #[error("the orchestrator refuses this node: {0}")]
+    Refused(Failure),
+}
+
+/// The shard program: `$COMPUTEPOOL_SHARD`, else beside the running program, else one directory up (where
+/// Cargo puts programs while tests run in `deps`).
+pub fn find_shard_program() -> Result<PathBuf, NodeError> {
+    if let Some(path) = env::var_os(SHARD_VARIABLE).filter(|path| !path.is_empty()) {
+        return Ok(PathBuf::from(path));
+    }
+    let name = format!("pool-shard{}", env::consts::EXE_SUFFIX);
+    let own = env::current_exe().map_err(|_| NodeError::NoShardProgram)?;
+    let places = own.ancestors().skip(1).take(2).map(|directory| directory.join(&name));
+    places.into_iter().find(|path| path.is_file()).ok_or(NodeError::NoShardProgram)
+}

@@ -1,0 +1,369 @@
+//! The node's actor: it joins what the orchestrator wants with what its shard process does.
+
+use std::{
+    collections::BTreeSet,
+    path::PathBuf,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use alloy_primitives::Address;
+use pool_coalition::RosterRole;
+use pool_link::Delegation;
+use pool_models::Model;
+use pool_types::{Activation, Epoch, Failure, LayerRange, ModelId, ReasonCode};
+use pool_wire::control::{
+    Assignment, CONTROL_VERSION, FromShard, LoadOrder, ShardFootprint, Signal, ToNode, ToOrchestrator, ToShard,
+};
+use serde_json::value::to_raw_value;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
+
+use crate::{
+    backoff::Backoff,
+    config::{NodeConfig, NodeError, find_shard_program},
+    shard::{ShardCommand, ShardEvent, ShardProcess},
+    uplink::{Introduction, Uplink, UplinkEvent, endpoint},
+};
+
+/// Waits before a shard that died is started again.
+const RESTART: [Duration; 4] =
+    [Duration::from_millis(200), Duration::from_secs(1), Duration::from_secs(5), Duration::from_secs(30)];
+/// A shard that lived this long did not die of how it was started.
+const LONG_LIFE: Duration = Duration::from_secs(20);
+/// Without an orchestrator for this long, the assignment is dropped.
+const ORPHANED: Duration = Duration::from_secs(5);
+/// How long a link key may speak for the wallet.
+const DELEGATION: Duration = Duration::from_secs(12 * 3600);
+
+/// Runs a node until `shutdown`, or until the orchestrator turns it away for good. When this returns its shard
+/// process is gone.
+pub async fn run(config: NodeConfig, shutdown: CancellationToken) -> Result<(), NodeError> {
+    let address = endpoint(&config.orchestrator)?;
+    let wallet = config.wallet.address();
+    let name = match config.roster.member(wallet) {
+        Some(member) if member.role == RosterRole::Node && config.name.is_empty() => member.name.clone(),
+        Some(member) if member.role == RosterRole::Node => config.name.clone(),
+        _ => return Err(NodeError::NotInRoster(wallet)),
+    };
+    // Headers only, before anything else runs.
+    let model = Model::open(&config.model)?.id;
+    let program = config.shard_program.clone().map_or_else(find_shard_program, Ok)?;
+    let capabilities = config.capabilities.clone();
+    let command = ShardCommand { program, threads: capabilities.threads, cpus: config.cpus.clone() };
+    let (shard_events_in, mut shard_events) = mpsc::channel(256);
+    let mut uplink = Uplink::start(address, Introduction { wallet: config.wallet.clone(), name, capabilities, model });
+    let mut node = Node {
+        path: std::path::absolute(&config.model).unwrap_or_else(|_| config.model.clone()),
+        config,
+        model,
+        command,
+        shard_events: shard_events_in,
+        shard: None,
+        incarnation: 0,
+        restart: Backoff::new(&RESTART),
+        start_at: None,
+        orphaned_at: None,
+        current: None,
+        outbox: Vec::new(),
+    };
+
+    let outcome = loop {
+        for message in node.outbox.drain(..) {
+            uplink.send(message);
+        }
+        tokio::select! {
+            () = shutdown.cancelled() => break Ok(()),
+            event = uplink.events.recv() => match event {
+                Some(UplinkEvent::Up) => {
+                    node.orphaned_at = None;
+                    node.drop_assignment();
+                }
+                Some(UplinkEvent::Message(message)) => node.on_orchestrator(message).await,
+                Some(UplinkEvent::Down) => node.orphaned_at = Some(Instant::now() + ORPHANED),
+                Some(UplinkEvent::Refused(failure)) => break Err(NodeError::Refused(failure)),
+                None => break Ok(()),
+            },
+            Some((incarnation, event)) = shard_events.recv() => {
+                if incarnation == node.incarnation {
+                    node.on_shard(event).await;
+                }
+            }
+            () = until(node.start_at) => { node.start_at = None; node.ensure_shard().await; }
+            () = until(node.orphaned_at) => {
+                warn!("the orchestrator is away; the coalition is left");
+                node.orphaned_at = None;
+                node.drop_assignment();
+            }
+        }
+    };
+    if let Some(shard) = node.shard.take() {
+        shard.process.shut_down().await;
+    }
+    outcome
+}
+
+/// Waits for a moment; for ever when there is none.
+async fn until(moment: Option<Instant>) {
+    match moment {
+        Some(moment) => tokio::time::sleep_until(moment.into()).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// What a shard process holds; another set needs another process.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Load {
+    model: ModelId,
+    layers: LayerRange,
+    wire: Activation,
+    kv_tokens: u64,
+    max_context: u32,
+}
+
+struct Shard {
+    process: ShardProcess,
+    load: Load,
+    started: Instant,
+    link_key: Option<Address>,
+    footprint: Option<ShardFootprint>,
+    /// The epoch it was told to join.
+    joined: Option<Epoch>,
+}
+
+struct Node {
+    config: NodeConfig,
+    path: PathBuf,
+    model: ModelId,
+    command: ShardCommand,
+    shard_events: mpsc::Sender<(u64, ShardEvent)>,
+    shard: Option<Shard>,
+    /// Numbers shard processes, so that a late word of one that is gone is not taken for its successor's.
+    incarnation: u64,
+    restart: Backoff,
+    /// When a shard may be started again.
+    start_at: Option<Instant>,
+    orphaned_at: Option<Instant>,
+    current: Option<Box<Assignment>>,
+    outbox: Vec<ToOrchestrator>,
+}
+
+impl Node {
+    async fn on_orchestrator(&mut self, message: ToNode) {
+        match message {
+            ToNode::Assign(assignment) => {
+                self.drop_assignment();
+                let epoch = assignment.epoch;
+                if let Err(failure) = self.check(&assignment) {
+                    warn!(%epoch, reason = %failure, "an assignment was refused");
+                    self.outbox.push(ToOrchestrator::Failed { epoch, failure });
+                    return;
+                }
+                info!(%epoch, layers = ?self.layers(&assignment), "assigned");
+                self.current = Some(assignment);
+                self.ensure_shard().await;
+            }
+            ToNode::Link { epoch } if self.is_current(epoch) => self.join().await,
+            ToNode::Signal(signal) if self.is_current(signal.epoch) => self.to_shard(ToShard::Signal(signal)),
+            ToNode::Dissolve { epoch, failure } if self.is_current(epoch) => {
+                info!(%epoch, reason = %failure, "the coalition is dissolved");
+                self.drop_assignment();
+            }
+            ToNode::Link { .. } | ToNode::Signal(_) | ToNode::Dissolve { .. } => {}
+            ToNode::Challenge { .. } | ToNode::Registered { .. } | ToNode::Refused { .. } | ToNode::Heartbeat => {}
+        }
+    }
+
+    async fn on_shard(&mut self, event: ShardEvent) {
+        let message = match event {
+            ShardEvent::Message(message) => message,
+            ShardEvent::Exited(how) => return self.on_exit(how),
+        };
+        let Some(shard) = &mut self.shard else { return };
+        match message {
+            FromShard::Hello { version: CONTROL_VERSION, link_key } => {
+                shard.link_key = Some(link_key);
+                let Load { model, layers, wire, kv_tokens, max_context } = shard.load;
+                let order = LoadOrder {
+                    address: self.config.wallet.address(),
+                    path: self.path.clone(),
+                    model,
+                    layers,
+                    wire,
+                    kv_tokens,
+                    max_context,
+                    quantise: self.config.quantise,
+                    loopback_only: self.config.loopback_only,
+                };
+                shard.process.send(ToShard::Load(Box::new(order)));
+            }
+            FromShard::Hello { version, .. } => {
+                error!(version, expected = CONTROL_VERSION, "pool-shard is of another version than this program");
+                shard.process.kill();
+            }
+            FromShard::Loaded { footprint } => {
+                shard.footprint = Some(footprint);
+                info!(seconds = footprint.load_seconds, bytes_read = footprint.bytes_read, "the layers are loaded");
+                if let Some(epoch) = self.epoch_for_loaded() {
+                    self.outbox.push(ToOrchestrator::Loaded { epoch, footprint });
+                }
+            }
+            FromShard::Joined { epoch } => self.forward(epoch, ToOrchestrator::Joined { epoch }),
+            FromShard::Signal(signal) => {
+                let Signal { epoch, from, .. } = signal;
+                if from == self.config.wallet.address() {
+                    self.forward(epoch, ToOrchestrator::Signal(signal));
+                }
+            }
+            FromShard::Failed { epoch, failure } => {
+                warn!(%epoch, reason = %failure, "the shard cannot go on with this coalition");
+                self.forward(epoch, ToOrchestrator::Failed { epoch, failure });
+            }
+            FromShard::LoadFailed { failure } => {
+                error!(reason = %failure, "the layers cannot be loaded");
+                if let Some(assignment) = self.current.take() {
+                    self.outbox.push(ToOrchestrator::Failed { epoch: assignment.epoch, failure });
+                }
+            }
+            FromShard::Stats { epoch, stats } => self.forward(epoch, ToOrchestrator::Stats { epoch, stats }),
+        }
+    }
+
+    /// The process is gone: say so at once, and start another for the next assignment after a pause that grows.
+    fn on_exit(&mut self, how: String) {
+        let Some(shard) = self.shard.take() else { return };
+        if shard.started.elapsed() >= LONG_LIFE {
+            self.restart.reset();
+        }
+        let wait = self.restart.next();
+        self.start_at = Some(Instant::now() + wait);
+        if let Some(assignment) = self.current.take() {
+            let failure = Failure::new(ReasonCode::PeerLost, how);
+            self.outbox.push(ToOrchestrator::Failed { epoch: assignment.epoch, failure });
+        }
+    }
+
+    /// Gets a shard that holds what the assignment asks for: the running one, or a new one as soon as one may start.
+    async fn ensure_shard(&mut self) {
+        let Some(assignment) = &self.current else { return };
+        let Some(layers) = self.layers(assignment) else { return };
+        let Assignment { epoch, model, wire, kv_tokens, max_context, .. } = **assignment;
+        let load = Load { model, layers, wire, kv_tokens, max_context };
+        if let Some(shard) = &self.shard
+            && shard.load == load
+        {
+            if let Some(footprint) = shard.footprint {
+                self.outbox.push(ToOrchestrator::Loaded { epoch, footprint });
+            }
+            return;
+        }
+        match self.shard.take() {
+            // Its memory is needed for the new one, so wait until it is gone. Its last words carry an old number.
+            Some(other) => other.process.end().await,
+            None if self.start_at.is_some() => return,
+            None => {}
+        }
+        self.incarnation += 1;
+        match ShardProcess::start(&self.command, self.incarnation, self.shard_events.clone()) {
+            Ok(process) => {
+                let started = Instant::now();
+                self.shard = Some(Shard { process, load, started, link_key: None, footprint: None, joined: None });
+            }
+            Err(error) => {
+                error!(%error, "the shard does not start");
+                let failure = Failure::new(ReasonCode::Engine, error.to_string());
+                self.outbox.push(ToOrchestrator::Failed { epoch, failure });
+                self.current = None;
+                self.start_at = Some(Instant::now() + self.restart.next());
+            }
+        }
+    }
+
+    /// Hands the shard its assignment and the wallet's word for its key.
+    async fn join(&mut self) {
+        let (Some(assignment), Some(shard)) = (&self.current, &mut self.shard) else { return };
+        let (Some(link_key), Some(_)) = (shard.link_key, shard.footprint) else { return };
+        let Assignment { epoch, coalition, chain, .. } = **assignment;
+        let expires = (now() + DELEGATION).as_secs();
+        let delegation = Delegation::sign(&self.config.wallet, link_key, coalition, chain, expires).await;
+        let delegation = delegation.map_err(|error| error.to_string());
+        let delegation = delegation.and_then(|signed| to_raw_value(&signed).map_err(|error| error.to_string()));
+        match delegation {
+            Ok(delegation) => {
+                let roster = self.config.roster.members.iter().map(|member| member.address).collect();
+                shard.joined = Some(epoch);
+                shard.process.send(ToShard::Join { assignment: assignment.clone(), delegation, roster });
+            }
+            Err(error) => {
+                let message = format!("the wallet cannot sign for the shard: {error}");
+                let failure = Failure::new(ReasonCode::Unauthorised, message);
+                self.outbox.push(ToOrchestrator::Failed { epoch, failure });
+            }
+        }
+    }
+
+    /// Leaves the current coalition; the shard keeps its layers.
+    fn drop_assignment(&mut self) {
+        self.current = None;
+        if let Some(shard) = &mut self.shard
+            && let Some(epoch) = shard.joined.take()
+        {
+            shard.process.send(ToShard::Leave { epoch });
+        }
+    }
+
+    /// Whether the orchestrator asks for something this node signed up for.
+    fn check(&self, assignment: &Assignment) -> Result<(), Failure> {
+        let refuse = |code, message: &str| Err(Failure::new(code, message));
+        let roster = &self.config.roster;
+        if assignment.coalition != roster.coalition_id() || assignment.chain != roster.chain {
+            return refuse(ReasonCode::Unauthorised, "the assignment is for another coalition than this node's roster");
+        }
+        if assignment.gateway != roster.gateway {
+            return refuse(ReasonCode::Unauthorised, "the assignment names a gateway that the roster does not");
+        }
+        let members: BTreeSet<Address> = assignment.members.iter().map(|member| member.address).collect();
+        let are_nodes = members.iter().all(|member| roster.role(*member) == Some(RosterRole::Node));
+        if members.len() != assignment.members.len() || !are_nodes {
+            return refuse(ReasonCode::Unauthorised, "the assignment names a member that the roster does not");
+        }
+        if assignment.model != self.model {
+            return refuse(ReasonCode::Model, "the assignment is for a model that this node does not have");
+        }
+        if self.layers(assignment).is_none() {
+            return refuse(ReasonCode::Protocol, "the assignment leaves this node out");
+        }
+        Ok(())
+    }
+
+    fn layers(&self, assignment: &Assignment) -> Option<LayerRange> {
+        let place = assignment.index_of(self.config.wallet.address())?;
+        assignment.members.get(place).map(|member| member.layers)
+    }
+
+    fn is_current(&self, epoch: Epoch) -> bool {
+        self.current.as_ref().is_some_and(|assignment| assignment.epoch == epoch)
+    }
+
+    /// The epoch to report a finished load for.
+    fn epoch_for_loaded(&self) -> Option<Epoch> {
+        self.current.as_ref().map(|assignment| assignment.epoch)
+    }
+
+    /// Passes a shard's word on while it concerns the current coalition.
+    fn forward(&mut self, epoch: Epoch, message: ToOrchestrator) {
+        if self.is_current(epoch) {
+            self.outbox.push(message);
+        }
+    }
+
+    fn to_shard(&self, message: ToShard) {
+        if let Some(shard) = &self.shard {
+            shard.process.send(message);
+        }
+    }
+}
+
+fn now() -> Duration {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
+}
