@@ -1,0 +1,10 @@
+//! The gateway as clients meet it: over TCP, with a scripted coalition behind it and a real tokenizer between.
+
+mod answers;
+mod client;
+mod logs;
+mod model;
+mod refusals;
+mod schema;
+mod script;
+mod streams;
