@@ -1,7 +1,8 @@
 //! What one hop costs between two processes of this machine: half the round trip of a 16 KiB message, the processor
 //! time of each side, and bulk throughput, over WebRTC and over plain TCP. Prints one JSON object.
 //!
-//! `cargo run --release -p pool-link --example hop [-- --messages 2000 --bulk-mib 128 --threads 0]`
+//! `cargo run --release -p pool-link --example hop [-- --messages 2000 --bulk-mib 128 --threads 0 --packet 8000
+//! --reactors 0]`
 
 use std::{
     collections::BTreeSet,
@@ -85,11 +86,14 @@ fn processor_time() -> Duration {
     Duration::from_nanos(tasks.filter_map(of).sum())
 }
 
+/// The value after a flag on the command line.
+fn flag<T: std::str::FromStr>(name: &str) -> Option<T> {
+    std::env::args().skip_while(|argument| argument != name).nth(1)?.parse().ok()
+}
+
 fn settings(mode: &str) -> LinkSettings {
-    match mode {
-        "webrtc_standard_packets" => LinkSettings { packet_size: Some(1191), ..LinkSettings::loopback() },
-        _ => LinkSettings::loopback(),
-    }
+    let packet_size = if mode == "webrtc_standard_packets" { Some(1191) } else { flag("--packet") };
+    LinkSettings { packet_size, reactor_threads: flag("--reactors").unwrap_or(0), ..LinkSettings::loopback() }
 }
 
 async fn identity(n: u8) -> Fallible<(LinkIdentity, VerifyContext)> {
@@ -138,9 +142,10 @@ async fn far_side(mode: &str) -> Fallible<()> {
 }
 
 /// Starts the far side and connects to it.
-async fn near_side(mode: &str, threads: usize) -> Fallible<(Carrier, Child)> {
+async fn near_side(mode: &str) -> Fallible<(Carrier, Child)> {
     let mut child = Command::new(std::env::current_exe()?)
-        .args(["--far-side", mode, "--threads", &threads.to_string()])
+        .args(["--far-side", mode])
+        .args(std::env::args().skip(1))
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()?;
@@ -171,8 +176,8 @@ async fn report(carrier: &mut Carrier) -> Fallible<(u64, u64)> {
     Ok((word(0)?, word(8)?))
 }
 
-async fn measure(mode: &str, messages: usize, bulk_mib: usize, threads: usize) -> Fallible<Value> {
-    let (mut carrier, mut child) = near_side(mode, threads).await?;
+async fn measure(mode: &str, messages: usize, bulk_mib: usize) -> Fallible<Value> {
+    let (mut carrier, mut child) = near_side(mode).await?;
     let message = Bytes::from(vec![ECHO; HOP]);
     let mut halves = Vec::with_capacity(messages);
     let mut used = Duration::ZERO;
@@ -223,21 +228,18 @@ async fn measure(mode: &str, messages: usize, bulk_mib: usize, threads: usize) -
 }
 
 fn main() -> Fallible<()> {
-    let arguments: Vec<String> = std::env::args().collect();
-    let value = |name: &str| arguments.iter().position(|a| a == name).and_then(|i| arguments.get(i + 1)).cloned();
-    let number = |name: &str, default: usize| value(name).and_then(|v| v.parse().ok()).unwrap_or(default);
-    let threads = number("--threads", 0);
+    let threads = flag("--threads").unwrap_or(0);
     let runtime = match threads {
         0 => tokio::runtime::Builder::new_current_thread().enable_all().build()?,
         n => tokio::runtime::Builder::new_multi_thread().worker_threads(n).enable_all().build()?,
     };
-    if let Some(mode) = value("--far-side") {
+    if let Some(mode) = flag::<String>("--far-side") {
         return runtime.block_on(far_side(&mode));
     }
-    let (messages, bulk) = (number("--messages", 2000).max(1), number("--bulk-mib", 128));
+    let (messages, bulk) = (flag("--messages").unwrap_or(2000).max(1), flag("--bulk-mib").unwrap_or(128));
     let mut result = json!({ "message_bytes": HOP, "messages": messages, "bulk_mib": bulk, "threads": threads });
     for mode in ["tcp", "webrtc", "webrtc_standard_packets"] {
-        result[mode] = runtime.block_on(measure(mode, messages, bulk, threads))?;
+        result[mode] = runtime.block_on(measure(mode, messages, bulk))?;
     }
     println!("{result:#}");
     Ok(())

@@ -5,5 +5,8 @@ mod completion;
 pub mod control;
 mod dataplane;
 pub mod gateway;
+mod server;
 
 pub use completion::{CancelGuard, Completion, Completions, ServedModel, StartError};
+pub use dataplane::{DataPlane, DataPlaneCounters, DataPlaneEvent, DataPlaneSettings, Tap};
+pub use server::{Orchestrator, OrchestratorConfig, OrchestratorError, run};

@@ -248,6 +248,15 @@ impl Scheduler {
         }
     }
 
+    /// Forgets every request without a word to anybody: the epoch is over. Gives those that hold cache.
+    pub fn abandon(&mut self) -> Vec<RequestId> {
+        self.effects.clear();
+        self.decode.clear();
+        self.prefill.clear();
+        let requests = std::mem::take(&mut self.requests);
+        requests.into_iter().filter(|(_, request)| request.open).map(|(id, _)| id).collect()
+    }
+
     /// Takes a whole body (chunks already put together) from a peer.
     pub fn on_frame(&mut self, from: Peer, frame: Frame) {
         let known = self.requests.get(&frame.request).map(|r| r.attempt);

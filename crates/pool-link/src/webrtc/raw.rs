@@ -30,9 +30,9 @@ use crate::{
     transport::{Lane, MAX_MESSAGE},
 };
 
-/// The size of SCTP packets on the loopback interface, whose own limit is 64 KiB. webrtc's receive buffers hold
-/// 8 KiB records; large packets save most of the cost of a message, which is per packet.
-const LOOPBACK_PACKET: u32 = 8000;
+/// The size of SCTP packets on the loopback interface, whose own limit is 64 KiB. A DTLS record holds 16 KiB. Large
+/// packets save most of a message's cost, which is per packet.
+const LOOPBACK_PACKET: u32 = 16_000;
 /// ICE tries every pair of addresses this often until the deadline.
 const ICE_CHECK: Duration = Duration::from_millis(50);
 

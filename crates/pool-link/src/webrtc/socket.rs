@@ -1,10 +1,26 @@
-//! The runtime that webrtc runs on: tokio, with larger socket buffers.
+//! The runtime that webrtc runs on: tokio, with larger socket buffers and batches that fit our messages.
 
-use std::{future::Future, io, net::SocketAddr, pin::Pin, sync::Arc, time::Duration};
+use std::{
+    future::Future,
+    io::{self, IoSliceMut},
+    net::SocketAddr,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
 
 use webrtc::runtime::{
-    AsyncInterval, AsyncTcpListener, AsyncTcpStream, AsyncUdpSocket, JoinHandle, Runtime, TokioRuntime,
+    AsyncInterval, AsyncTcpListener, AsyncTcpStream, AsyncUdpSocket, JoinHandle, RecvMeta, Runtime, TokioRuntime,
+    Transmit,
 };
+
+/// Packets handed to the kernel at once, where it can segment them. The stack uses segmentation only for runs of 16 or
+/// of as many as the socket takes, whichever is less; a 16 KiB hidden state is a run of 14 ordinary packets.
+const SEND_RUN: usize = 7;
+/// The stack sizes its receive buffer by this many packets of 1500 bytes, 96 kB, or else by one of 2000 bytes. We always
+/// want the former: it takes the largest packet there is.
+const RECEIVE_RUN: usize = 64;
 
 type Boxed<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
@@ -25,7 +41,7 @@ impl Runtime for BufferedRuntime {
 
     fn wrap_udp_socket(&self, socket: std::net::UdpSocket) -> io::Result<Arc<dyn AsyncUdpSocket>> {
         enlarge(&socket, self.buffer);
-        TokioRuntime.wrap_udp_socket(socket)
+        Ok(Arc::new(BatchedSocket(TokioRuntime.wrap_udp_socket(socket)?)))
     }
 
     fn wrap_tcp_listener(&self, listener: std::net::TcpListener) -> io::Result<Arc<dyn AsyncTcpListener>> {
@@ -58,6 +74,37 @@ impl Runtime for BufferedRuntime {
 
     fn name(&self) -> &'static str {
         "tokio with large socket buffers"
+    }
+}
+
+/// A socket that tells the stack batch sizes that fit our messages.
+#[derive(Debug)]
+struct BatchedSocket(Arc<dyn AsyncUdpSocket>);
+
+impl AsyncUdpSocket for BatchedSocket {
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.0.local_addr()
+    }
+
+    fn poll_send(&self, context: &mut Context<'_>, transmit: &Transmit<'_>) -> Poll<io::Result<usize>> {
+        self.0.poll_send(context, transmit)
+    }
+
+    fn poll_recv(
+        &self,
+        context: &mut Context<'_>,
+        buffers: &mut [IoSliceMut<'_>],
+        meta: &mut [RecvMeta],
+    ) -> Poll<io::Result<usize>> {
+        self.0.poll_recv(context, buffers, meta)
+    }
+
+    fn max_gso_segments(&self) -> usize {
+        self.0.max_gso_segments().min(SEND_RUN)
+    }
+
+    fn max_gro_segments(&self) -> usize {
+        RECEIVE_RUN
     }
 }
 
