@@ -268,13 +268,18 @@ impl NodeProcess {
             let started = tokio::time::Instant::now();
             let how = match self.start() {
                 Ok(mut child) => {
+                    // Waiting would close the input, which tells the node to end.
+                    let input = child.stdin.take();
                     info!(node = %self.name, process = child.id(), "started a node");
                     tokio::select! {
                         status = child.wait() => match status {
                             Ok(status) => status.to_string(),
                             Err(error) => error.to_string(),
                         },
-                        () = shutdown.cancelled() => return end(&self.name, child).await,
+                        () = shutdown.cancelled() => {
+                            drop(input);
+                            return end(&self.name, child).await;
+                        }
                     }
                 }
                 Err(error) => format!("{error:#}"),
@@ -298,9 +303,8 @@ impl NodeProcess {
     }
 }
 
-/// Closing a node's input tells it to end; one that does not is killed.
+/// Waits for a node whose input was closed, which tells it to end; one that does not is killed.
 async fn end(name: &str, mut child: Child) {
-    drop(child.stdin.take());
     if timeout(NODE_GRACE, child.wait()).await.is_err() {
         warn!(node = name, "the node did not end in time and is killed");
         let _ = child.kill().await;

@@ -41,7 +41,7 @@ pub(crate) fn run(arguments: OrchestratorArguments) -> Result<ExitCode> {
         queue_deadline: Duration::from_secs(60),
         timing: Timing::default(),
         control_tap: ControlTap::default(),
-            data_tap: None,
+        data_tap: None,
     };
     serving::runtime(2)?.block_on(async {
         let shutdown = stop::on_signal()?;

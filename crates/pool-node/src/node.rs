@@ -14,7 +14,6 @@ use pool_types::{Activation, Epoch, Failure, LayerRange, ModelId, ReasonCode};
 use pool_wire::control::{
     Assignment, CONTROL_VERSION, FromShard, LoadOrder, ShardFootprint, Signal, ToNode, ToOrchestrator, ToShard,
 };
-use serde_json::value::to_raw_value;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
@@ -287,7 +286,8 @@ impl Node {
         let expires = (now() + DELEGATION).as_secs();
         let delegation = Delegation::sign(&self.config.wallet, link_key, coalition, chain, expires).await;
         let delegation = delegation.map_err(|error| error.to_string());
-        let delegation = delegation.and_then(|signed| to_raw_value(&signed).map_err(|error| error.to_string()));
+        let delegation =
+            delegation.and_then(|signed| serde_json::to_string(&signed).map_err(|error| error.to_string()));
         match delegation {
             Ok(delegation) => {
                 let roster = self.config.roster.members.iter().map(|member| member.address).collect();

@@ -218,7 +218,15 @@ async fn register(socket: &mut Socket, introduction: &Introduction) -> Result<()
         models: vec![introduction.model],
     };
     send(socket, &ToOrchestrator::Register(Box::new(registration))).await?;
-    match timeout(HANDSHAKE, next(socket)).await.map_err(|_| lost("it did not answer the registration"))?? {
+    let answer = async {
+        loop {
+            match next(socket).await? {
+                ToNode::Heartbeat => {}
+                answer => return Ok::<_, Ended>(answer),
+            }
+        }
+    };
+    match timeout(HANDSHAKE, answer).await.map_err(|_| lost("it did not answer the registration"))?? {
         ToNode::Registered { .. } => Ok(()),
         ToNode::Refused { failure } => Err(Ended::Refused(failure)),
         _ => Err(lost("it answered the registration with something else")),

@@ -169,7 +169,7 @@ impl Session {
     }
 
     async fn carry(&mut self, mut outbox: mpsc::Receiver<ToNode>) -> End {
-        let mut heartbeat = tokio::time::interval(HEARTBEAT);
+        let mut heartbeat = tokio::time::interval_at(tokio::time::Instant::now() + HEARTBEAT, HEARTBEAT);
         heartbeat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let silence = tokio::time::sleep(SILENCE);
         tokio::pin!(silence);

@@ -3,7 +3,6 @@
 use pool_coalition::RosterMember;
 use pool_types::{ModelId, ReasonCode};
 use pool_wire::control::{Capabilities, LinkReport};
-use serde_json::value::to_raw_value;
 
 use super::*;
 
@@ -110,7 +109,7 @@ fn registration(node: u8) -> Box<Registration> {
 }
 
 fn signal(epoch: Epoch, from: Address, to: Address) -> Signal {
-    Signal { epoch, from, to, description: to_raw_value("signed elsewhere").unwrap() }
+    Signal { epoch, from, to, description: "signed elsewhere".into() }
 }
 
 fn refusals(out: &[Output]) -> Vec<ReasonCode> {
