@@ -132,7 +132,7 @@ impl Mesh {
     /// Hands in a description from a peer. One that belongs to no link, or comes too often, is dropped.
     pub fn signal(&self, signal: &Signal) {
         let Some(port) = self.ports.get(&signal.from) else { return };
-        match serde_json::from_str::<Description>(signal.description.get()) {
+        match serde_json::from_str::<Description>(&signal.description) {
             Ok(description) => drop(port.signals.try_send(description)),
             Err(error) => tracing::warn!(from = %signal.from, %error, "a link description that is none"),
         }
@@ -260,7 +260,7 @@ async fn tell_description<E: From<(Epoch, MeshEvent)> + Send + 'static>(
     description: &Description,
     outlet: &Outlet<E>,
 ) -> Result<(), Failure> {
-    let description = serde_json::value::to_raw_value(description)
+    let description = serde_json::to_string(description)
         .map_err(|e| Failure::new(ReasonCode::Protocol, format!("a link description cannot be written: {e}")))?;
     let (epoch, from) = (plan.assignment.epoch, plan.identity.wallet());
     outlet.tell(MeshEvent::Signal(Signal { epoch, from, to: link.peer, description })).await;

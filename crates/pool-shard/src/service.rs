@@ -120,7 +120,7 @@ impl Service {
             },
             ToShard::Join { assignment, delegation, roster } => {
                 let epoch = assignment.epoch;
-                let joined = match serde_json::from_str(delegation.get()) {
+                let joined = match serde_json::from_str(&delegation) {
                     Ok(delegation) => self.join(*assignment, delegation, roster).await,
                     Err(error) => Err(Failure::new(ReasonCode::Protocol, format!("no delegation: {error}"))),
                 };

@@ -312,7 +312,7 @@ fn advance(engine: &mut Engine, batch: &[Work]) -> Result<Vec<Outcome>, (Option<
                     StepInput::Hidden { rows: *rows as usize, dtype: *dtype, data }
                 }
             },
-            sample: work.sample,
+            sample: work.sample && engine.is_exit(),
         })
         .collect();
     let outputs = engine.advance(&steps).map_err(|error: AdvanceError| {

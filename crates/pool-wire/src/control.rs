@@ -7,7 +7,6 @@ use std::path::PathBuf;
 use alloy_primitives::{Address, B256};
 use pool_types::{Activation, CoalitionId, Epoch, Failure, LayerRange, ModelId};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
-use serde_json::value::RawValue;
 use thiserror::Error;
 
 /// Most bytes of one control message.
@@ -202,8 +201,8 @@ pub struct Signal {
     pub from: Address,
     /// Whom it is for.
     pub to: Address,
-    /// The description, signed.
-    pub description: Box<RawValue>,
+    /// The description, signed, as JSON text: opaque to this message, so that what was signed is what arrives.
+    pub description: String,
 }
 
 /// What a loaded shard takes.
@@ -278,7 +277,7 @@ pub enum ToShard {
         /// The assignment.
         assignment: Box<Assignment>,
         /// The wallet's delegation to the shard's link key (opaque here; pool-link's `Delegation`).
-        delegation: Box<RawValue>,
+        delegation: String,
         /// Addresses allowed on links: the roster.
         roster: Vec<Address>,
     },
@@ -456,6 +455,20 @@ mod tests {
             assert!(gateway.iter().all(|peer| ends.contains(peer)));
         }
         assert!(assignment(2).links_of(Address::repeat_byte(0x77)).is_empty(), "a stranger has no link");
+    }
+
+    #[test]
+    fn every_message_that_carries_another_text_survives_the_pipe() {
+        let signal = Signal { epoch: Epoch(4), from: Address::ZERO, to: Address::ZERO, description: r#"{"a":[1]}"#.into() };
+        let sent = encode(&ToShard::Signal(signal.clone())).unwrap();
+        assert_eq!(length(sent[..4].try_into().unwrap()).unwrap(), sent.len() - 4);
+        let ToShard::Signal(back) = decode(&sent[4..]).unwrap() else { panic!("another kind came back") };
+        assert_eq!(back.description, signal.description);
+        let join = ToShard::Join { assignment: Box::new(assignment(2)), delegation: "{}".into(), roster: vec![] };
+        let ToShard::Join { assignment: back, .. } = decode(&encode(&join).unwrap()[4..]).unwrap() else {
+            panic!("another kind came back")
+        };
+        assert_eq!(*back, assignment(2));
     }
 
     proptest! {
