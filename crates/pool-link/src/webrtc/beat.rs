@@ -42,11 +42,30 @@ const LINGER_STEP: Duration = Duration::from_millis(2);
 /// What the stack gets to put the farewell on the wire.
 const FAREWELL: Duration = Duration::from_millis(5);
 
+/// How far two clocks may drift apart between two heartbeats, in microseconds: 200 parts per million of 250 ms.
+const DRIFT: i64 = 50;
+
 /// The latest clock heard from the peer.
-#[derive(Default)]
 struct Echo {
     clock: u64,
     heard: u64,
+    /// The least that our clock was ahead of a clock just heard: the peer's offset with the shortest way.
+    ahead: i64,
+}
+
+impl Echo {
+    fn new() -> Self {
+        Self { clock: 0, heard: 0, ahead: i64::MAX - DRIFT }
+    }
+
+    /// Takes a heartbeat. Returns when it was sent, on our clock, give or take the shortest way: long before now, when
+    /// it waited in a queue.
+    fn hear(&mut self, clock: u64, now: u64) -> u64 {
+        let (theirs, ours) = (clock.cast_signed(), now.cast_signed());
+        self.ahead = ours.saturating_sub(theirs).min(self.ahead.saturating_add(DRIFT));
+        (self.clock, self.heard) = (clock, now);
+        theirs.saturating_add(self.ahead).clamp(0, ours).cast_unsigned()
+    }
 }
 
 /// Beats, listens and judges until the link ends; then closes the connection. Owns the connection.
@@ -66,7 +85,7 @@ pub(super) async fn run(
     tokio::pin!(judgement);
     let over = shared.over();
     tokio::pin!(over);
-    let mut echo = Echo::default();
+    let mut echo = Echo::new();
     let reason = loop {
         tokio::select! {
             biased;
@@ -130,12 +149,11 @@ fn beat(shared: &Shared, echo: &Echo) -> BytesMut {
 /// Takes a message of the lossy lane. What is none of ours is ignored: a later version may say more.
 fn hear(shared: &Shared, mut message: BytesMut, echo: &mut Echo, upper: &mpsc::Sender<Bytes>) {
     shared.heard_now();
-    shared.beaten.store(shared.now(), Ordering::Relaxed);
     match message.first() {
         Some(&BEAT) if message.len() == BEAT_LENGTH => {
             let now = shared.now();
             message.advance(1);
-            *echo = Echo { clock: message.get_u64_le(), heard: now };
+            shared.beaten.store(echo.hear(message.get_u64_le(), now), Ordering::Relaxed);
             let (ours, held) = (message.get_u64_le(), u64::from(message.get_u32_le()));
             // A peer may lie about what it heard and how long it held it; the figure is its own loss, within bounds.
             if let Some(took) = now.checked_sub(ours).and_then(|took| took.checked_sub(held))
@@ -163,8 +181,9 @@ fn silence_left(shared: &Shared) -> Duration {
     let waiting = shared.waiting.load(Ordering::Relaxed);
     let patience = shared.settings.silent_after;
     let since = heard.max(waiting);
-    // Messages taken long after the last heartbeat had waited in a queue that may have been full.
-    let stalled = Duration::from_micros(heard.saturating_sub(shared.beaten.load(Ordering::Relaxed))) > patience;
+    // What is heard long after the last heartbeat was sent had waited in a queue that may have been full.
+    let waited = heard.saturating_sub(shared.beaten.load(Ordering::Relaxed));
+    let stalled = Duration::from_micros(waited) > patience * 3 / 4;
     let patience = if waiting == 0 || stalled { patience * PATIENCE_IN_STALL } else { patience };
     patience.saturating_sub(Duration::from_micros(now.saturating_sub(since)))
 }
@@ -175,6 +194,33 @@ async fn linger(shared: &Shared) {
     for lane in [Lane::Ctl, Lane::Act] {
         while Instant::now() < deadline && matches!(shared.lane(lane).outstanding_bytes().await, Ok(1..)) {
             sleep(LINGER_STEP).await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Echo;
+
+    #[test]
+    fn a_heartbeat_that_waited_in_a_queue_is_known_by_its_clock() {
+        let mut echo = Echo::new();
+        // The peer's clock is 1 s behind ours, and the way takes 100 us.
+        for n in 1..100u64 {
+            let sent = n * 250_000;
+            assert_eq!(echo.hear(sent, sent + 1_000_100), sent + 1_000_100, "fresh");
+        }
+        let stuck = 100 * 250_000;
+        let known = echo.hear(stuck, stuck + 1_000_100 + 2_000_000);
+        assert!(known.abs_diff(stuck + 1_000_100) < 1000, "two seconds late: {known}");
+        // A day of drift at 100 ppm is not lateness.
+        let mut echo = Echo::new();
+        for n in 1..345_600u64 {
+            let (sent, now) = (n * 249_975, n * 250_000);
+            assert!(now - echo.hear(sent, now) < 1000, "beat {n}");
+        }
+        for nonsense in [0, u64::MAX, i64::MAX as u64, i64::MIN as u64] {
+            let _ = echo.hear(nonsense, 5);
         }
     }
 }

@@ -84,7 +84,7 @@ struct Shared {
     clock: Instant,
     /// When the peer was last heard of, in microseconds on `clock`.
     heard: AtomicU64,
-    /// When its last heartbeat was.
+    /// When its last heartbeat was sent, as far as can be told.
     beaten: AtomicU64,
     /// Since when a consumer waits for a message; 0 while none does.
     waiting: AtomicU64,

@@ -137,10 +137,9 @@ async fn a_peer_that_takes_nothing_bounds_what_waits_for_it_and_stays_alive() {
             Ok(()) => sent += 1,
             Err(error) => break error,
         }
-        // 256 messages in the stack's queue, 1 MiB in SCTP's window, 1 MiB in the send buffer.
-        assert!(sent < 1000, "60 MB queued for a peer that takes nothing");
+        // 256 messages in each of the stack's two queues, 1 MiB in SCTP's window, 1 MiB in the send buffer.
+        assert!(sent <= 580, "34 MB queued for a peer that takes nothing");
     };
-    eprintln!("SENT {sent}");
     assert_eq!(refused, LinkError::Deadline);
     assert_eq!(a.try_send(Lane::Act, piece(0, PIECE)).await.unwrap_err(), LinkError::Full);
     // Longer than the silence that would be a death: the peer is slow, not gone.
