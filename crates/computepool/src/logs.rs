@@ -12,12 +12,12 @@ use tracing_subscriber::{EnvFilter, Layer, filter::LevelFilter, fmt, layer::Subs
 /// A file that reached this is renamed to `.1`, replacing the one before.
 const MAX_FILE: u64 = 16 << 20;
 /// Libraries speak of their own workings below this level.
-const FILE_FILTER: &str = "info,webrtc=warn,rtc=warn,hyper=warn,sqlx=warn,tungstenite=warn";
+const FILE_FILTER: &str = "info,webrtc=error,rtc=error,hyper=warn,sqlx=warn,tungstenite=warn";
 
 /// Sets both up. `RUST_LOG` replaces the level on standard error.
 pub(crate) fn start(file: Option<&Path>, verbose: u8) -> io::Result<()> {
     let own = match verbose {
-        0 => "warn",
+        0 => "warn,webrtc=error,rtc=error",
         1 => "info,webrtc=warn,rtc=warn",
         _ => "debug,webrtc=info,rtc=info,hyper=info,sqlx=info",
     };

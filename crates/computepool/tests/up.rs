@@ -105,7 +105,7 @@ fn a_port_in_use_is_named() {
     let files = Files::new();
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let api = taken.local_addr().unwrap().to_string();
-    let output = files.up_command().args(["--api", &api]).stdin(Stdio::null()).output().unwrap();
+    let output = files.up_command_at(&api).stdin(Stdio::null()).output().unwrap();
     assert_refused(&output, &format!("cannot listen on {api}"));
 }
 

@@ -58,9 +58,13 @@ impl Files {
 
     /// `computepool up` on a free port, without further options.
     pub fn up_command(&self) -> Command {
+        self.up_command_at("127.0.0.1:0")
+    }
+
+    pub fn up_command_at(&self, api: &str) -> Command {
         let mut command = computepool();
         command.arg("up").arg("--model").arg(self.model()).arg("--state").arg(self.state());
-        command.args(["--api", "127.0.0.1:0", "--threads", "1"]);
+        command.args(["--api", api, "--threads", "1"]);
         command
     }
 }
