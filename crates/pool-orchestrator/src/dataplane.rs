@@ -49,12 +49,7 @@ pub struct DataPlaneSettings {
 
 impl Default for DataPlaneSettings {
     fn default() -> Self {
-        DataPlaneSettings {
-            loopback_only: false,
-            max_waiting: 64,
-            queue_deadline: Duration::from_secs(60),
-            tap: None,
-        }
+        DataPlaneSettings { loopback_only: false, max_waiting: 64, queue_deadline: Duration::from_secs(60), tap: None }
     }
 }
 
@@ -283,11 +278,8 @@ impl DataPlane {
         let delegation =
             Delegation::sign(&self.0.wallet, key.address(), coalition, chain, expires).await.map_err(refused)?;
         let identity = Arc::new(key.with_delegation(delegation).map_err(refused)?);
-        let settings = if self.0.settings.loopback_only {
-            LinkSettings::loopback()
-        } else {
-            LinkSettings::wide_area(Vec::new())
-        };
+        let settings =
+            if self.0.settings.loopback_only { LinkSettings::loopback() } else { LinkSettings::wide_area(Vec::new()) };
         let plan =
             MeshPlan { identity, assignment, roster: roster.into_iter().collect(), settings, clock: unix_seconds };
         let mut state = self.state();

@@ -1,6 +1,9 @@
 //! `pool-shard`: started by a node, never by hand.
 
-use clap::Parser;
+use std::{io::Write, path::PathBuf};
+
+use clap::{Parser, ValueEnum};
+use pool_engine::synthetic::{SyntheticQuant, SyntheticShape, write_gguf};
 use pool_shard::{process, service};
 
 /// Computes one layer range of one model for the node that started it.
@@ -13,16 +16,67 @@ struct Arguments {
     /// Run on these cores only, for example 0,1.
     #[arg(long, value_delimiter = ',')]
     cpus: Vec<usize>,
+    /// Instead of serving, write a model of random weights for `computepool bench`, and print how far it is.
+    #[arg(long, hide = true, value_name = "FILE", requires_all = ["shape", "quant"])]
+    write_synthetic: Option<PathBuf>,
+    #[arg(long, hide = true)]
+    shape: Option<Shape>,
+    #[arg(long, hide = true)]
+    quant: Option<Quant>,
+    #[arg(long, hide = true, default_value_t = 1)]
+    seed: u64,
+}
+
+/// Shapes of [`SyntheticShape`].
+#[derive(Clone, Copy, ValueEnum)]
+enum Shape {
+    Tiny,
+    HalfBillion,
+    OneBillion,
+}
+
+impl From<Shape> for SyntheticShape {
+    fn from(shape: Shape) -> Self {
+        match shape {
+            Shape::Tiny => SyntheticShape::tiny(),
+            Shape::HalfBillion => SyntheticShape::half_billion(),
+            Shape::OneBillion => SyntheticShape::one_billion(),
+        }
+    }
+}
+
+/// Types of [`SyntheticQuant`].
+#[derive(Clone, Copy, ValueEnum)]
+enum Quant {
+    #[value(name = "q8_0")]
+    Q8_0,
+    #[value(name = "q4_k")]
+    Q4K,
+}
+
+impl From<Quant> for SyntheticQuant {
+    fn from(quant: Quant) -> Self {
+        match quant {
+            Quant::Q8_0 => SyntheticQuant::Q8_0,
+            Quant::Q4K => SyntheticQuant::Q4K,
+        }
+    }
 }
 
 fn main() -> anyhow::Result<()> {
     let arguments = Arguments::parse();
     process::end_with_parent()?;
+    if let (Some(file), Some(shape), Some(quant)) = (&arguments.write_synthetic, arguments.shape, arguments.quant) {
+        // Whoever reads the progress may be gone; the file is what counts.
+        let say = |done, all| drop(writeln!(std::io::stdout(), "{done} {all}"));
+        return Ok(write_gguf(file, &shape.into(), quant.into(), arguments.seed, say)?);
+    }
     process::pin_to(&arguments.cpus)?;
     let threads = pool_engine::configure_threads(arguments.threads);
     tracing_subscriber::fmt()
         .with_env_filter(
-            tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info,webrtc=off,rtc=off".into()),
+            tracing_subscriber::EnvFilter::try_from_default_env()
+                .unwrap_or_else(|_| "info,webrtc=error,rtc=error".into()),
         )
         .with_writer(std::io::stderr)
         .with_ansi(false)

@@ -14,9 +14,13 @@ use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::time::Duration;
 
 use bytes::Bytes;
-use pool_types::{Activation, Attempt, Epoch, Failure, FinishReason, ReasonCode, RequestId, Sampling, TokenChoice};
+use pool_types::{Attempt, Failure, FinishReason, ReasonCode, RequestId, TokenChoice};
 use pool_wire::frame::{Frame, Hidden, Kind};
 use pool_wire::{Prompt, Token};
+
+mod step;
+
+pub use step::{Effect, Outcome, Peer, Place, Work, WorkInput};
 
 /// Prefill chunks of one request that may be on their way to the next shard.
 pub const PREFILL_CREDITS: u32 = 4;
@@ -26,131 +30,6 @@ pub const MAX_REQUESTS: usize = 1024;
 pub const STALLED: Duration = Duration::from_secs(120);
 /// Ended requests remembered so that their late frames are dropped quietly.
 const REMEMBERED: usize = 4096;
-
-/// Who a frame comes from or goes to, seen from this shard.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Peer {
-    /// The orchestrator's gateway (entry and exit only).
-    Gateway,
-    /// The shard that holds the layers before.
-    Previous,
-    /// The shard that holds the layers after.
-    Next,
-    /// Seen from the exit of three shards or more: the entry.
-    Entry,
-    /// Seen from the entry of three shards or more: the exit.
-    Exit,
-}
-
-/// This shard's place in the coalition.
-#[derive(Clone, Copy, Debug)]
-pub struct Place {
-    /// The membership generation.
-    pub epoch: Epoch,
-    /// 0 is the entry.
-    pub index: usize,
-    /// How many shards there are.
-    pub shards: usize,
-    /// Width of a hidden state.
-    pub hidden: u32,
-    /// Element type between shards.
-    pub wire: Activation,
-    /// Rows of prefill in one batch.
-    pub prefill_chunk: u32,
-    /// Rows of the embedding table: tokens must be below.
-    pub vocabulary: u32,
-}
-
-impl Place {
-    fn is_entry(&self) -> bool {
-        self.index == 0
-    }
-
-    fn is_exit(&self) -> bool {
-        self.index + 1 == self.shards
-    }
-
-    /// How the entry sees the exit. With two shards, the exit is the next one.
-    fn exit_seen_from_entry(&self) -> Peer {
-        if self.shards == 2 { Peer::Next } else { Peer::Exit }
-    }
-
-    fn entry_seen_from_exit(&self) -> Peer {
-        if self.shards == 2 { Peer::Previous } else { Peer::Entry }
-    }
-}
-
-/// Something the worker must do, in order.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Effect {
-    /// Send frames to a peer.
-    Send(Peer, Vec<Frame>),
-    /// Reserve cache for a request; on failure call [`Scheduler::fail`].
-    Open {
-        /// The request.
-        request: RequestId,
-        /// Tokens to reserve.
-        capacity: u32,
-        /// At the exit: how to sample, and the prompt for penalties.
-        sampler: Option<(Sampling, Vec<u32>)>,
-    },
-    /// Free a request's cache.
-    Close(RequestId),
-}
-
-/// One step to compute.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Work {
-    /// Whose step.
-    pub request: RequestId,
-    /// Which step.
-    pub step: u32,
-    /// Position of its first row.
-    pub position: u32,
-    /// Roll the cache back to this length first.
-    pub truncate_to: Option<u32>,
-    /// The rows.
-    pub input: WorkInput,
-    /// Sample after the last row (at the exit), or let the exit do so.
-    pub sample: bool,
-}
-
-/// A step's rows.
-#[derive(Clone, Debug, PartialEq)]
-pub enum WorkInput {
-    /// Token ids, at the entry.
-    Tokens(Vec<u32>),
-    /// Hidden states, everywhere else.
-    Hidden {
-        /// How many rows.
-        rows: u32,
-        /// Their element type.
-        dtype: Activation,
-        /// `rows * hidden` elements.
-        data: Bytes,
-    },
-}
-
-impl Work {
-    /// How many rows it adds to a batch.
-    pub fn rows(&self) -> u32 {
-        match &self.input {
-            WorkInput::Tokens(tokens) => tokens.len() as u32,
-            WorkInput::Hidden { rows, .. } => *rows,
-        }
-    }
-}
-
-/// What the engine made of a step.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Outcome {
-    /// Hidden states for the next shard.
-    Hidden(Vec<u8>),
-    /// The exit's token.
-    Token(TokenChoice),
-    /// The exit worked a chunk that is not the last of its prompt.
-    Nothing,
-}
 
 #[derive(Debug)]
 struct Request {
@@ -237,12 +116,8 @@ impl Scheduler {
     /// Notes the time (since any fixed moment) and gives up requests that stalled.
     pub fn tick(&mut self, now: Duration) {
         self.now = now;
-        let stalled: Vec<RequestId> = self
-            .requests
-            .iter()
-            .filter(|(_, r)| now.saturating_sub(r.touched) > STALLED)
-            .map(|(id, _)| *id)
-            .collect();
+        let stalled: Vec<RequestId> =
+            self.requests.iter().filter(|(_, r)| now.saturating_sub(r.touched) > STALLED).map(|(id, _)| *id).collect();
         for request in stalled {
             self.fail(request, Failure::new(ReasonCode::Timeout, "the request made no progress for two minutes"));
         }
@@ -335,7 +210,14 @@ impl Scheduler {
             request.open = true;
             self.effects.push(Effect::Open { request: frame.request, capacity, sampler });
             if !place.is_exit() {
-                let open = Frame { kind: Kind::Open, tokens: capacity, payload: Bytes::new(), chunk: 0, chunks: 1, ..frame.clone() };
+                let open = Frame {
+                    kind: Kind::Open,
+                    tokens: capacity,
+                    payload: Bytes::new(),
+                    chunk: 0,
+                    chunks: 1,
+                    ..frame.clone()
+                };
                 self.effects.push(Effect::Send(Peer::Next, vec![open]));
             }
         } else if !place.is_exit() {
@@ -384,14 +266,19 @@ impl Scheduler {
             return Err("more steps in flight than the credits allow".into());
         }
         if frame.hidden != hidden || frame.dtype != Some(wire) {
-            return Err(format!("hidden states of {} {:?} where {hidden} {wire:?} were due", frame.hidden, frame.dtype));
+            return Err(format!(
+                "hidden states of {} {:?} where {hidden} {wire:?} were due",
+                frame.hidden, frame.dtype
+            ));
         }
         let bytes = u64::from(frame.tokens) * u64::from(hidden) * wire.size() as u64;
         if frame.tokens == 0 || bytes != frame.payload.len() as u64 {
             return Err(format!("{} rows of hidden states in {} bytes", frame.tokens, frame.payload.len()));
         }
         let expected_position = frame.truncate_to.unwrap_or(request.position);
-        if frame.position != expected_position || u64::from(frame.position) + u64::from(frame.tokens) > request.capacity.into() {
+        if frame.position != expected_position
+            || u64::from(frame.position) + u64::from(frame.tokens) > request.capacity.into()
+        {
             return Err(format!("rows at position {} where {expected_position} was due", frame.position));
         }
         request.expected += 1;

@@ -38,11 +38,9 @@ impl ReasonCode {
     /// The code of a frame, or `None` for one this version does not know.
     pub fn from_wire(code: u16) -> Option<Self> {
         use ReasonCode::*;
-        [
-            ContextTooLong, KvFull, Protocol, PeerLost, Engine, Cancelled, Timeout, Model, StandDown, Unauthorised,
-        ]
-        .into_iter()
-        .find(|reason| reason.to_wire() == code)
+        [ContextTooLong, KvFull, Protocol, PeerLost, Engine, Cancelled, Timeout, Model, StandDown, Unauthorised]
+            .into_iter()
+            .find(|reason| reason.to_wire() == code)
     }
 }
 

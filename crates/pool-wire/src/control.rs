@@ -459,7 +459,8 @@ mod tests {
 
     #[test]
     fn every_message_that_carries_another_text_survives_the_pipe() {
-        let signal = Signal { epoch: Epoch(4), from: Address::ZERO, to: Address::ZERO, description: r#"{"a":[1]}"#.into() };
+        let signal =
+            Signal { epoch: Epoch(4), from: Address::ZERO, to: Address::ZERO, description: r#"{"a":[1]}"#.into() };
         let sent = encode(&ToShard::Signal(signal.clone())).unwrap();
         assert_eq!(length(sent[..4].try_into().unwrap()).unwrap(), sent.len() - 4);
         let ToShard::Signal(back) = decode(&sent[4..]).unwrap() else { panic!("another kind came back") };

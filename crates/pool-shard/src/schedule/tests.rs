@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use pool_types::{Activation, Epoch, Sampling};
 use pool_wire::frame::{message, parse};
 use pool_wire::{Assembler, frame};
 use proptest::prelude::*;
@@ -13,7 +14,15 @@ const HIDDEN: u32 = 8;
 const VOCABULARY: u32 = 1000;
 
 fn place(index: usize, shards: usize) -> Place {
-    Place { epoch: Epoch(1), index, shards, hidden: HIDDEN, wire: Activation::F16, prefill_chunk: 8, vocabulary: VOCABULARY }
+    Place {
+        epoch: Epoch(1),
+        index,
+        shards,
+        hidden: HIDDEN,
+        wire: Activation::F16,
+        prefill_chunk: 8,
+        vocabulary: VOCABULARY,
+    }
 }
 
 /// The token that follows when `position` tokens are known.
@@ -105,7 +114,9 @@ impl World {
         let (from, to) = link;
         if to == GATEWAY {
             match frame.kind {
-                Kind::Token => self.delivered.entry(frame.request).or_default().push(Token::parse(frame.payload).unwrap()),
+                Kind::Token => {
+                    self.delivered.entry(frame.request).or_default().push(Token::parse(frame.payload).unwrap())
+                }
                 Kind::Fail => drop(self.failed.insert(frame.request, frame.failure())),
                 kind => panic!("{kind:?} must not reach the gateway"),
             }

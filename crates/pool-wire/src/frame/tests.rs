@@ -30,11 +30,26 @@ fn golden_bytes() {
     assert_eq!(
         hex,
         concat!(
-            "43504652", "01", "03", "03", "01",
-            "0807060504030201", "1817161514131211",
-            "0200", "0000", "0100", "0000",
-            "09000000", "28000000", "01000000", "21000000", "04000000", "08000000", "05000000",
-            "23c4f4cf", "0102030405060708"
+            "43504652",
+            "01",
+            "03",
+            "03",
+            "01",
+            "0807060504030201",
+            "1817161514131211",
+            "0200",
+            "0000",
+            "0100",
+            "0000",
+            "09000000",
+            "28000000",
+            "01000000",
+            "21000000",
+            "04000000",
+            "08000000",
+            "05000000",
+            "23c4f4cf",
+            "0102030405060708"
         )
     );
 }
@@ -47,7 +62,8 @@ fn a_body_longer_than_one_frame_is_cut_and_packed_within_the_bounds() {
     assert_eq!(frames.iter().map(|f| f.payload.len()).collect::<Vec<_>>(), [MAX_PAYLOAD, MAX_PAYLOAD, 10]);
     let packed = messages(&frames);
     assert!(packed.iter().all(|m| m.len() <= MAX_MESSAGE));
-    let back: Vec<Frame> = packed.into_iter().flat_map(|m| parse(m).collect::<Vec<_>>()).collect::<Result<_, _>>().unwrap();
+    let back: Vec<Frame> =
+        packed.into_iter().flat_map(|m| parse(m).collect::<Vec<_>>()).collect::<Result<_, _>>().unwrap();
     assert_eq!(back, frames);
 }
 
