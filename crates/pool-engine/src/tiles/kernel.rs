@@ -47,9 +47,10 @@ impl Activations {
             .chunks(share)
             .zip(pairs.chunks_mut(share / STEP))
             .zip(scales.chunks_mut(share / RUN).zip(sums.chunks_mut(share / STEP)))
+            .map(|((x, pairs), (scales, sums))| Part { x, pairs, scales, sums })
             .collect();
-        crew.each(parts, |((x, pairs), (scales, sums)): ((&[f32], &mut [_]), (&mut [f32], &mut [f32]))| {
-            simd::vectorised!(round(x, pairs, scales, sums));
+        crew.each(parts, |part: Part<'_>| {
+            simd::vectorised!(round(part.x, part.pairs, part.scales, part.sums));
         });
         Self { rows, columns, pairs, scales, sums }
     }
@@ -66,6 +67,14 @@ impl Activations {
             sums: &self.sums[row * steps..(row + 1) * steps],
         }
     }
+}
+
+/// Rows to round, and where to.
+struct Part<'a> {
+    x: &'a [f32],
+    pairs: &'a mut [[i32; STEP / 2]],
+    scales: &'a mut [f32],
+    sums: &'a mut [f32],
 }
 
 #[derive(Clone, Copy)]

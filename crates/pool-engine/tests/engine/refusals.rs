@@ -14,6 +14,9 @@ use crate::model::{cut, entry, llama, one, open_all, options, random_weights, sc
 const ID: SequenceId = SequenceId(1);
 const OTHER: SequenceId = SequenceId(2);
 
+/// A step, and whether an error is the one it should give.
+type Case<'a> = (Step<'a>, fn(&AdvanceError) -> bool);
+
 fn two() -> Vec<Engine> {
     let config = llama();
     let mut engines =
@@ -40,7 +43,7 @@ fn steps_that_do_not_fit_are_refused_and_change_nothing() {
     let entry = &mut engines[0];
     entry.advance(&[step(ID, 0, &[1, 2, 3])]).unwrap();
     let good = step(OTHER, 0, &[5]);
-    let cases: Vec<(Step<'_>, fn(&AdvanceError) -> bool)> = vec![
+    let cases: Vec<Case<'_>> = vec![
         (step(SequenceId(9), 0, &[1]), |e| matches!(e, AdvanceError::Unknown { .. })),
         (step(ID, 2, &[1]), |e| matches!(e, AdvanceError::Position { len: 3, position: 2, .. })),
         (step(ID, 4, &[1]), |e| matches!(e, AdvanceError::Position { .. })),
@@ -72,7 +75,7 @@ fn hidden_states_that_a_peer_made_up_are_refused() {
     let width = 48 * 4;
     let nan: Vec<u8> = f32::NAN.to_le_bytes().repeat(48);
     let infinite: Vec<u8> = f32::INFINITY.to_le_bytes().repeat(48);
-    let cases: Vec<(Step<'_>, fn(&AdvanceError) -> bool)> = vec![
+    let cases: Vec<Case<'_>> = vec![
         (hidden(0, 1, Activation::F16, &[0; 96]), |e| {
             matches!(e, AdvanceError::WireType { expected: Activation::F32, got: Activation::F16, .. })
         }),
