@@ -3,6 +3,8 @@
 //! `make interop` installs the foreign stacks and runs this; without them it fails. The peers know nothing of our
 //! signatures, so the links are made below them.
 
+#![allow(clippy::unwrap_used, reason = "a test, helpers included")]
+
 use std::{
     path::{Path, PathBuf},
     process::Stdio,
