@@ -119,25 +119,23 @@ async fn the_orchestrator_never_sees_a_hidden_state() {
         let others = link.ctl_bytes_sent + link.ctl_bytes_received;
         assert!(others < between_shards / 4, "{others} bytes of prompts and tokens: {link:?}");
     }
-    let frames = frames.lock().unwrap();
+    let frames = std::mem::take(&mut *frames.lock().unwrap());
     assert!(frames.len() > 100, "every token is a frame: {}", frames.len());
-    for (sent, kind, length) in frames.iter() {
+    for (sent, kind, length) in &frames {
         let allowed = if *sent { [Kind::Prompt, Kind::Release] } else { [Kind::Token, Kind::Fail] };
         assert!(allowed.contains(kind), "a frame of kind {kind:?} ({length} bytes) on the gateway's link");
     }
-    drop(frames);
     // On the control connections, nothing but known small messages; no prompt, no answer.
-    let heard = heard.lock().unwrap();
+    let heard = std::mem::take(&mut *heard.lock().unwrap());
     assert!(heard.len() > 10, "the tap sees the conversation");
     let text = answer["choices"][0]["message"]["content"].as_str().unwrap();
-    for (_, message) in heard.iter() {
+    for (_, message) in &heard {
         assert!(message.len() < 32 << 10, "a control message of {} bytes", message.len());
         assert!(!message.contains("who sees what"), "a prompt on a control connection");
         assert!(!message.contains(text), "an answer on a control connection");
     }
     let from_nodes: usize = heard.iter().filter(|(from_node, _)| *from_node).map(|(_, message)| message.len()).sum();
     assert!((from_nodes as u64) < between_shards, "{from_nodes} bytes from nodes cannot hide {between_shards}");
-    drop(heard);
 
     shutdown.cancel();
     server.await.unwrap().unwrap();
