@@ -75,6 +75,7 @@ pub(crate) struct Cluster {
 impl Cluster {
     pub(crate) async fn start(folder: &mut StateFolder, options: ClusterOptions) -> Result<Self> {
         find_shard_program()?;
+        check_cores(&options.cpus)?;
         let model = serving::open_model(&options.model)?;
         let Keys { roster, gateway, nodes } = folder.keys(options.shards)?;
         let quantise = options.wishes.quantise;
@@ -97,6 +98,7 @@ impl Cluster {
         .await?;
         let address = orchestrator.address();
         folder.write_holder(Some(address.to_string()))?;
+        warn_when_open(address, options.api_key.as_deref());
         let view = orchestrator.view();
         let shutdown = CancellationToken::new();
 
@@ -197,6 +199,28 @@ impl Cluster {
                 Err(error) => error!(%error, "the orchestrator broke"),
             }
         }
+    }
+}
+
+/// Refuses cores that this process may not use.
+fn check_cores(cpus: &[CpuSet]) -> Result<()> {
+    #[cfg(target_os = "linux")]
+    {
+        use nix::{sched::sched_getaffinity, unistd::Pid};
+        let own = sched_getaffinity(Pid::from_raw(0)).context("cannot read which cores may be used")?;
+        for core in cpus.iter().flat_map(CpuSet::cores) {
+            if !own.is_set(core).unwrap_or(false) {
+                bail!("core {core} of --cpus is not one that this process may use");
+            }
+        }
+    }
+    Ok(())
+}
+
+/// What a person should know before others reach the endpoint.
+pub(crate) fn warn_when_open(address: SocketAddr, api_key: Option<&str>) {
+    if !address.ip().is_loopback() && api_key.is_none() {
+        warn!("anybody who can reach {address} may ask the model; set --api-key to let in only those who have it");
     }
 }
 

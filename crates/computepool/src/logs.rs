@@ -2,7 +2,7 @@
 
 use std::{
     fs::{File, OpenOptions, rename},
-    io::{self, Write},
+    io::{self, IsTerminal, Write},
     path::{Path, PathBuf},
     sync::Mutex,
 };
@@ -22,7 +22,11 @@ pub(crate) fn start(file: Option<&Path>, verbose: u8) -> io::Result<()> {
         _ => "debug,webrtc=info,rtc=info,hyper=info,sqlx=info",
     };
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(own));
-    let words = fmt::layer().with_writer(io::stderr).with_target(verbose > 0).with_filter(filter);
+    let words = fmt::layer()
+        .with_writer(io::stderr)
+        .with_ansi(io::stderr().is_terminal())
+        .with_target(verbose > 0)
+        .with_filter(filter);
     let json = match file {
         Some(path) => {
             let file = Mutex::new(RotatingFile::open(path)?);

@@ -11,6 +11,7 @@ use pool_orchestrator::{
 
 use crate::{
     arguments::OrchestratorArguments,
+    cluster::warn_when_open,
     logs, serving,
     state::{StateFolder, read_roster},
     stop,
@@ -48,6 +49,7 @@ pub(crate) fn run(arguments: OrchestratorArguments) -> Result<ExitCode> {
         let orchestrator = Orchestrator::bind(config).await?;
         let address = orchestrator.address();
         folder.write_holder(Some(address.to_string()))?;
+        warn_when_open(address, arguments.api_key.as_deref());
         eprintln!("waiting for nodes at ws://{address}");
         let mut view = orchestrator.view();
         let announce = tokio::spawn(async move {

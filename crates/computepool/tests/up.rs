@@ -135,6 +135,15 @@ fn more_shards_than_layers_are_refused() {
 }
 
 #[test]
+fn what_the_machine_does_not_have_is_refused() {
+    let files = Files::new();
+    let with = |extra: &[&str]| files.up_command().args(extra).stdin(Stdio::null()).output().unwrap();
+    assert_refused(&with(&["--kv-tokens", "40000000000"]), "the model needs");
+    assert_refused(&with(&["--cpus", "4095"]), "core 4095");
+    assert_refused(&with(&["--context", "5000"]), "a context of 5000 tokens");
+}
+
+#[test]
 fn a_state_folder_serves_one_cluster_at_a_time() {
     let files = Files::new();
     let up = Up::start(files.up_command().args(["--shards", "1"]));

@@ -107,6 +107,8 @@ enum Ended {
     /// The node itself is gone.
     NodeGone,
     Refused(Failure),
+    /// The orchestrator said goodbye, as it does when it shuts down.
+    Closed,
     Lost(String),
 }
 
@@ -140,6 +142,7 @@ async fn keep_connected(
                 return;
             }
             Err(Ended::Refused(failure)) => warn!(reason = %failure, "the orchestrator turned the node away for now"),
+            Err(Ended::Closed) => info!("the orchestrator closed the connection"),
             Err(Ended::Lost(reason)) if registered => warn!(%reason, "the connection to the orchestrator was lost"),
             Err(Ended::Lost(reason)) => debug!(%reason, "the orchestrator cannot be reached"),
         }
@@ -243,7 +246,8 @@ async fn next(socket: &mut Socket) -> Result<ToNode, Ended> {
         match socket.next().await {
             Some(Ok(Message::Text(text))) => return Ok(decode(text.as_bytes())?),
             Some(Ok(Message::Ping(_) | Message::Pong(_))) => {}
-            Some(Ok(Message::Close(_))) | None => return Err(lost("it closed the connection")),
+            Some(Ok(Message::Close(_))) => return Err(Ended::Closed),
+            None => return Err(lost("it broke off")),
             Some(Ok(_)) => return Err(lost("it sent something other than text")),
             Some(Err(error)) => return Err(error.into()),
         }

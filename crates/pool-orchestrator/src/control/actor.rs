@@ -229,7 +229,10 @@ impl Actor {
                 self.store.coalition_active(*epoch, now).await
             }
             Record::Ended(epoch, failure) => {
-                warn!(%epoch, reason = %failure, "the coalition ended");
+                match failure.code {
+                    ReasonCode::StandDown => info!(%epoch, reason = %failure, "the coalition ended"),
+                    _ => warn!(%epoch, reason = %failure, "the coalition ended"),
+                }
                 self.store.coalition_ended(*epoch, failure, now).await
             }
         }

@@ -134,13 +134,16 @@ impl Serving {
         Ok(Self { model: model.id, layers, shards: wishes.shards, wire, context, kv_tokens, prefill_chunk, needs })
     }
 
-    /// Who holds what, entry first. All machines belong to the roster's owner, so neighbours may share one.
+    /// Who holds what, entry first. All machines belong to the roster's owner, so neighbours may share one. Nodes
+    /// that offer the same take their places in the order given.
     pub fn place<'a>(
         &self,
         nodes: impl Iterator<Item = (Address, &'a Capabilities)>,
     ) -> Result<Vec<Member>, PlacementError> {
+        let nodes: Vec<(Address, &Capabilities)> = nodes.collect();
         let cards: Vec<Card> = nodes
-            .map(|(address, offer)| {
+            .iter()
+            .map(|&(address, offer)| {
                 let mut card = Card::new(address, offer.memory_bytes, offer.bandwidth_bytes_per_second as f64);
                 if let Some(uplink) = offer.uplink_bytes_per_second {
                     card.uplink_bytes_per_s = uplink as f64;
@@ -154,8 +157,14 @@ impl Serving {
             allow_same_owner_neighbours: true,
             ..PlacementOptions::default()
         };
-        let placement = place(&self.needs, &cards, &options)?;
-        Ok(placement.spans.into_iter().map(|span| Member { address: span.card, layers: span.layers }).collect())
+        let spans = place(&self.needs, &cards, &options)?.spans;
+        let chosen: Vec<(Address, &Capabilities)> =
+            nodes.into_iter().filter(|(address, _)| spans.iter().any(|span| span.card == *address)).collect();
+        let alike = chosen.windows(2).all(|pair| pair[0].1 == pair[1].1);
+        let members = spans.into_iter().zip(chosen);
+        Ok(members
+            .map(|(span, (next, _))| Member { address: if alike { next } else { span.card }, layers: span.layers })
+            .collect())
     }
 
     /// Bytes of the tensors, as they lie in the model's files, that a shard of these layers holds.

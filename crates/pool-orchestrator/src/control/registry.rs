@@ -366,8 +366,11 @@ impl Registry {
         if now < self.form_at() {
             return;
         }
-        let members = match self.serving.place(self.nodes.iter().map(|(address, node)| (*address, &node.capabilities)))
-        {
+        let in_order = self.roster.members.iter().filter_map(|member| {
+            let node = self.nodes.get(&member.address)?;
+            Some((member.address, &node.capabilities))
+        });
+        let members = match self.serving.place(in_order) {
             Ok(members) => members,
             Err(error) => {
                 self.obstacle = Some(Failure::new(ReasonCode::Model, error.to_string()));

@@ -133,6 +133,7 @@ fn two_nodes_become_a_coalition_as_soon_as_both_are_here() {
     assert_eq!((members[0].layers.start(), members[1].layers.end()), (0, 12));
     assert_eq!(members[0].layers.end(), members[1].layers.start());
     assert_eq!(members[0].layers.len(), 6, "equal nodes hold equal parts");
+    assert_eq!(members[0].address, address(1), "and take their places in the roster's order");
     story.serve(&[first, second]);
     assert_eq!(story.registry.reason(), None);
 }
