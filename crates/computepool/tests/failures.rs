@@ -10,11 +10,14 @@ use alloy_primitives::{Address, B256, hex};
 use alloy_signer::SignerSync;
 use alloy_signer_local::PrivateKeySigner;
 use futures::{SinkExt, StreamExt};
-use nix::sys::signal::Signal;
+use nix::{
+    sys::signal::{self, Signal},
+    unistd::Pid,
+};
 use pool_types::ReasonCode;
 use pool_wire::control::{CONTROL_VERSION, Capabilities, Registration, ToNode, ToOrchestrator, decode, to_text};
 use serde_json::Value;
-use support::{Files, Stream, Up, ask_until_served, assert_gone, kill, request};
+use support::{Files, Stream, Up, ask_until_served, assert_gone, kill, request, runs};
 use tokio_tungstenite::{connect_async, tungstenite::Message};
 
 /// A client hears of a death within this.
@@ -77,6 +80,34 @@ async fn a_killed_node_takes_its_shard_along_and_is_replaced() {
     let (status, errors) = up.stop(Signal::SIGTERM);
     assert_eq!(status.code(), Some(0), "{errors}");
     assert_gone(&after);
+}
+
+#[tokio::test]
+async fn a_shard_that_hangs_is_given_up_and_replaced() {
+    let files = Files::new();
+    let up = Up::start(files.up_command().args(["--shards", "2"]));
+    let victim = up.processes_with("pool-shard")[1];
+    let mut stream = Stream::open(&up.url, &request("tell me everything", 3000, true)).await;
+    for _ in 0..10 {
+        stream.next().await.expect("the answer goes on");
+    }
+    let hung = Instant::now();
+    signal::kill(Pid::from_raw(victim as i32), Signal::SIGSTOP).unwrap();
+    let error = loop {
+        let event: Value = serde_json::from_str(&stream.next().await.expect("an error comes first")).unwrap();
+        if let Some(error) = event.get("error") {
+            break error.clone();
+        }
+    };
+    let took = hung.elapsed();
+    assert!(took < Duration::from_millis(2500), "a silent peer is given up after a second, not {took:?}: {error}");
+    let back = ask_until_served(&up.url, Duration::from_secs(40)).await;
+    eprintln!("error after {took:?}, served again after {back:?}");
+    assert!(!runs(victim), "the hanging process was killed");
+    let processes = up.processes();
+    let (status, errors) = up.stop(Signal::SIGTERM);
+    assert_eq!(status.code(), Some(0), "{errors}");
+    assert_gone(&processes);
 }
 
 /// Registers with a signature of `signer` in the name of `address` and returns the orchestrator's answer.

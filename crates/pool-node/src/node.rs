@@ -30,6 +30,12 @@ const RESTART: [Duration; 4] =
     [Duration::from_millis(200), Duration::from_secs(1), Duration::from_secs(5), Duration::from_secs(30)];
 /// A shard that lived this long did not die of how it was started.
 const LONG_LIFE: Duration = Duration::from_secs(20);
+/// How often a shard reports.
+const REPORTS: Duration = Duration::from_secs(1);
+/// A shard reports every second. One that links and is silent for this long is stuck,
+const STUCK_LINKING: Duration = Duration::from_secs(6);
+/// and one that serves may be silent for as long as its longest batch.
+const STUCK_SERVING: Duration = Duration::from_secs(30);
 /// Without an orchestrator for this long, the assignment is dropped.
 const ORPHANED: Duration = Duration::from_secs(5);
 /// How long a link key may speak for the wallet.
@@ -89,6 +95,12 @@ pub async fn run(config: NodeConfig, shutdown: CancellationToken) -> Result<(), 
                 }
             }
             () = until(node.start_at) => { node.start_at = None; node.ensure_shard().await; }
+            () = until(node.shard.as_ref().and_then(Shard::stuck_at)) => {
+                if let Some(shard) = &mut node.shard {
+                    warn!("the shard is silent and is killed");
+                    shard.give_up("the shard stopped answering and was ended");
+                }
+            }
             () = until(node.orphaned_at) => {
                 warn!("the orchestrator is away; the coalition is left");
                 node.orphaned_at = None;
@@ -128,6 +140,46 @@ struct Shard {
     footprint: Option<ShardFootprint>,
     /// The epoch it was told to join.
     joined: Option<Epoch>,
+    /// Whether it said that its links are up.
+    linked: bool,
+    /// Since when it owes a word.
+    quiet_since: Option<Instant>,
+    /// Why it was killed, where we did it.
+    verdict: Option<&'static str>,
+}
+
+impl Shard {
+    fn new(process: ShardProcess, load: Load) -> Self {
+        Self {
+            process,
+            load,
+            started: Instant::now(),
+            link_key: None,
+            footprint: None,
+            joined: None,
+            linked: false,
+            quiet_since: None,
+            verdict: None,
+        }
+    }
+
+    /// It said something.
+    fn heard(&mut self) {
+        self.quiet_since = self.joined.map(|_| Instant::now());
+    }
+
+    /// When it is to be given up, unless it says something.
+    fn stuck_at(&self) -> Option<Instant> {
+        self.joined?;
+        Some(self.quiet_since? + if self.linked { STUCK_SERVING } else { STUCK_LINKING })
+    }
+
+    /// Ends it for a reason of our own; its exit follows.
+    fn give_up(&mut self, verdict: &'static str) {
+        self.verdict = Some(verdict);
+        self.quiet_since = None;
+        self.process.kill();
+    }
 }
 
 struct Node {
@@ -179,6 +231,7 @@ impl Node {
             ShardEvent::Exited(how) => return self.on_exit(how),
         };
         let Some(shard) = &mut self.shard else { return };
+        shard.heard();
         match message {
             FromShard::Hello { version: CONTROL_VERSION, link_key } => {
                 shard.link_key = Some(link_key);
@@ -198,7 +251,7 @@ impl Node {
             }
             FromShard::Hello { version, .. } => {
                 error!(version, expected = CONTROL_VERSION, "pool-shard is of another version than this program");
-                shard.process.kill();
+                shard.give_up("pool-shard is of another version than this program");
             }
             FromShard::Loaded { footprint } => {
                 shard.footprint = Some(footprint);
@@ -207,7 +260,10 @@ impl Node {
                     self.outbox.push(ToOrchestrator::Loaded { epoch, footprint });
                 }
             }
-            FromShard::Joined { epoch } => self.forward(epoch, ToOrchestrator::Joined { epoch }),
+            FromShard::Joined { epoch } => {
+                shard.linked |= shard.joined == Some(epoch);
+                self.forward(epoch, ToOrchestrator::Joined { epoch });
+            }
             FromShard::Signal(signal) => {
                 let Signal { epoch, from, .. } = signal;
                 if from == self.config.wallet.address() {
@@ -237,6 +293,7 @@ impl Node {
         let wait = self.restart.next();
         self.start_at = Some(Instant::now() + wait);
         if let Some(assignment) = self.current.take() {
+            let how = shard.verdict.map_or(how, str::to_owned);
             let failure = Failure::new(ReasonCode::PeerLost, how);
             self.outbox.push(ToOrchestrator::Failed { epoch: assignment.epoch, failure });
         }
@@ -264,10 +321,7 @@ impl Node {
         }
         self.incarnation += 1;
         match ShardProcess::start(&self.command, self.incarnation, self.shard_events.clone()) {
-            Ok(process) => {
-                let started = Instant::now();
-                self.shard = Some(Shard { process, load, started, link_key: None, footprint: None, joined: None });
-            }
+            Ok(process) => self.shard = Some(Shard::new(process, load)),
             Err(error) => {
                 error!(%error, "the shard does not start");
                 let failure = Failure::new(ReasonCode::Engine, error.to_string());
@@ -292,6 +346,7 @@ impl Node {
             Ok(delegation) => {
                 let roster = self.config.roster.members.iter().map(|member| member.address).collect();
                 shard.joined = Some(epoch);
+                shard.quiet_since.get_or_insert_with(Instant::now);
                 shard.process.send(ToShard::Join { assignment: assignment.clone(), delegation, roster });
             }
             Err(error) => {
@@ -308,6 +363,11 @@ impl Node {
         if let Some(shard) = &mut self.shard
             && let Some(epoch) = shard.joined.take()
         {
+            shard.linked = false;
+            // One that reported lately owes nothing until it is told to join again.
+            if shard.quiet_since.is_some_and(|since| since.elapsed() < 2 * REPORTS) {
+                shard.quiet_since = None;
+            }
             shard.process.send(ToShard::Leave { epoch });
         }
     }

@@ -171,7 +171,8 @@ pub fn assert_gone(processes: &BTreeMap<u32, String>) {
     }
 }
 
-fn descendants(of: u32) -> BTreeMap<u32, String> {
+/// Every process below `of`, by number and command line.
+pub fn descendants(of: u32) -> BTreeMap<u32, String> {
     let parents: Vec<(u32, u32)> = fs::read_dir("/proc")
         .unwrap()
         .flatten()
