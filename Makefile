@@ -67,6 +67,7 @@ docs: ## the crates' documentation, warnings refused
 
 .PHONY: bench
 bench: build ## the figures of docs/benchmarks.md, as a table and JSON
+	cargo build --release --locked -p computepool -p pool-shard -p pool-link --bins --example hop
 	@$(COMPUTEPOOL) bench $(ARGS)
 
 .PHONY: soak

@@ -109,7 +109,37 @@ impl ApiClient {
             }
         }
         let began = Instant::now();
-        let request = self.http.post(format!("{}/chat/completions", self.base)).json(&body);
+        let (mut text, mut first, mut last, mut tokens, mut finish) = (String::new(), None, began, 0, None);
+        let on_event = |event: &Value| {
+            if let Some(count) = completion_tokens(event) {
+                tokens = count;
+            }
+            if let Some(reason) = event.pointer("/choices/0/finish_reason").and_then(Value::as_str) {
+                finish = Some(reason.to_owned());
+            }
+            if let Some(piece) = event.pointer("/choices/0/delta/content").and_then(Value::as_str)
+                && !piece.is_empty()
+            {
+                last = Instant::now();
+                first.get_or_insert(last);
+                on_text(piece);
+                text.push_str(piece);
+            }
+        };
+        self.stream("chat/completions", &body, on_event).await?;
+        if finish.is_none() {
+            bail!("the answer broke off");
+        }
+        let first = first.unwrap_or(last);
+        let generating = (last - first).as_secs_f64();
+        let tokens_per_second = (tokens > 1 && generating > 0.0).then(|| (tokens - 1) as f64 / generating);
+        let first_token_seconds = (first - began).as_secs_f64();
+        Ok(Answer { text, tokens, first_token_seconds, tokens_per_second, finish })
+    }
+
+    /// Posts a body that asks for a stream, and hands over its events as they come.
+    pub(crate) async fn stream(&self, path: &str, body: &Value, mut on_event: impl FnMut(&Value)) -> Result<()> {
+        let request = self.http.post(format!("{}/{path}", self.base)).json(body);
         let answer = self.authorised(request).send().await;
         let mut answer = answer.with_context(|| format!("{} cannot be reached", self.base))?;
         let status = answer.status();
@@ -117,7 +147,6 @@ impl ApiClient {
             return Err(refusal(status.as_u16(), &answer.bytes().await.unwrap_or_default()));
         }
         let mut events = Events::default();
-        let (mut text, mut first, mut last, mut tokens, mut finish) = (String::new(), None, began, 0, None);
         while let Some(bytes) = answer.chunk().await.context("the answer broke off")? {
             events.push(&bytes)?;
             while let Some(event) = events.next() {
@@ -128,31 +157,16 @@ impl ApiClient {
                 if let Some(error) = event.get("error") {
                     bail!("{}", message_of(error));
                 }
-                if let Some(count) = event.pointer("/usage/completion_tokens").and_then(Value::as_u64) {
-                    tokens = count;
-                }
-                if let Some(reason) = event.pointer("/choices/0/finish_reason").and_then(Value::as_str) {
-                    finish = Some(reason.to_owned());
-                }
-                if let Some(piece) = event.pointer("/choices/0/delta/content").and_then(Value::as_str)
-                    && !piece.is_empty()
-                {
-                    last = Instant::now();
-                    first.get_or_insert(last);
-                    on_text(piece);
-                    text.push_str(piece);
-                }
+                on_event(&event);
             }
         }
-        if finish.is_none() {
-            bail!("the answer broke off");
-        }
-        let first = first.unwrap_or(last);
-        let generating = (last - first).as_secs_f64();
-        let tokens_per_second = (tokens > 1 && generating > 0.0).then(|| (tokens - 1) as f64 / generating);
-        let first_token_seconds = (first - began).as_secs_f64();
-        Ok(Answer { text, tokens, first_token_seconds, tokens_per_second, finish })
+        Ok(())
     }
+}
+
+/// The tokens answered, from the event that tells them.
+pub(crate) fn completion_tokens(event: &Value) -> Option<u64> {
+    event.pointer("/usage/completion_tokens").and_then(Value::as_u64)
 }
 
 /// An OpenAI error as one sentence.

@@ -32,6 +32,8 @@ pub(crate) enum Command {
     Plan(PlanArguments),
     /// Serve the bundled model with two shards, ask it three questions and show what crossed between them
     Demo(DemoArguments),
+    /// Measure what splitting a model over shards costs and gains on this machine
+    Bench(BenchArguments),
     /// Print completions for a shell
     Completions(CompletionsArguments),
 }
@@ -61,6 +63,10 @@ pub(crate) struct CpuSet {
 }
 
 impl CpuSet {
+    pub(crate) fn single(core: usize) -> Self {
+        Self { first: core, last: core }
+    }
+
     pub(crate) fn cores(&self) -> impl Iterator<Item = usize> {
         self.first..=self.last
     }
@@ -329,6 +335,40 @@ pub(crate) struct DemoArguments {
     /// The table as JSON
     #[arg(long)]
     pub(crate) json: bool,
+    /// More of the log on standard error (twice for all of it)
+    #[arg(short, long, action = clap::ArgAction::Count)]
+    pub(crate) verbose: u8,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct BenchArguments {
+    /// Write every figure to this file, as JSON
+    #[arg(long, value_name = "FILE")]
+    pub(crate) json: Option<PathBuf>,
+    /// Measure only these
+    #[arg(long, value_enum, value_delimiter = ',', value_name = "LIST")]
+    pub(crate) only: Vec<crate::bench::Kind>,
+    /// Pairs of each row
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=99))]
+    pub(crate) repeats: u32,
+    /// Where models are kept once made [default: the user's cache]
+    #[arg(long, value_name = "FOLDER")]
+    pub(crate) model_cache: Option<PathBuf>,
+    /// How large a model, of random weights
+    #[arg(long, value_enum, default_value = "0.5b")]
+    pub(crate) size: crate::bench::Size,
+    /// How its weights are stored
+    #[arg(long, value_enum, value_delimiter = ',', default_value = "q8_0,q4_k", value_name = "LIST")]
+    pub(crate) quant: Vec<crate::bench::Quant>,
+    /// Length of the long prompt
+    #[arg(long, default_value_t = 2048, value_name = "TOKENS")]
+    pub(crate) prompt: usize,
+    /// Length of each answer
+    #[arg(long, default_value_t = 64, value_name = "TOKENS")]
+    pub(crate) answer: u32,
+    /// A row ends after this long, with the pairs it has
+    #[arg(long, default_value_t = 900, value_name = "SECONDS")]
+    pub(crate) row_seconds: u64,
     /// More of the log on standard error (twice for all of it)
     #[arg(short, long, action = clap::ArgAction::Count)]
     pub(crate) verbose: u8,

@@ -1,7 +1,6 @@
 //! `computepool demo`: the whole of it on one machine, with figures.
 
 use std::{
-    collections::BTreeMap,
     io::{Write, stdout},
     path::PathBuf,
     process::ExitCode,
@@ -17,14 +16,16 @@ use crate::{
     api_client::{Answer, ApiClient, AskOptions, Turn},
     arguments::DemoArguments,
     cluster::{Cluster, ClusterOptions},
-    logs, serving,
+    logs,
+    processes::descendants,
+    serving,
     state::{StateFolder, start_of},
     stop,
     table::Table,
     up::{show_progress, spinner},
 };
 
-const QUESTIONS: [&str; 3] = ["What is ComputePool?", "What is a shard?", "How do hidden states travel?"];
+const QUESTIONS: [&str; 3] = ["What is ComputePool?", "How does ComputePool work?", "What is a hidden state?"];
 const BUNDLED: &str = "models/tiny";
 const STARTUP: Duration = Duration::from_secs(120);
 /// Shards report their counters every second.
@@ -133,7 +134,7 @@ fn print_tables(view: &CoalitionView, answers: &[Answer]) {
     let mut links = Table::new(&["from", "to", ">hidden states", ">prompts and tokens", ">hop p50", ">hop p99"]);
     // A hop is half a round trip.
     let hop = |micros: Option<u64>| micros.map_or("-".to_owned(), |micros| format!("{:.2} ms", micros as f64 / 2e3));
-    for link in &view.links {
+    for link in view.links.iter().filter(|link| link.hidden_bytes + link.token_bytes > 0) {
         links.row([
             link.from.clone(),
             link.to.clone(),
@@ -172,29 +173,4 @@ fn bundled_model() -> Result<PathBuf> {
         Some(path) => Ok(path),
         None => bail!("the bundled model {BUNDLED} is not here; run this inside the repository, or name a --model"),
     }
-}
-
-/// Every process that this one started, directly or not, with its start time (from `/proc`).
-fn descendants() -> BTreeMap<u32, u64> {
-    let parent_of = |process: u32| -> Option<u32> {
-        let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
-        stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(1)?.parse().ok()
-    };
-    let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
-    let parents: BTreeMap<u32, u32> = processes
-        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
-        .filter_map(|process| Some((process, parent_of(process)?)))
-        .collect();
-    let mut found = BTreeMap::new();
-    let mut waiting = vec![std::process::id()];
-    while let Some(parent) = waiting.pop() {
-        for (process, _) in parents.iter().filter(|(_, of)| **of == parent) {
-            if let Some(started) = start_of(*process)
-                && found.insert(*process, started).is_none()
-            {
-                waiting.push(*process);
-            }
-        }
-    }
-    found
 }

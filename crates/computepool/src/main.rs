@@ -2,6 +2,7 @@
 
 mod api_client;
 mod arguments;
+mod bench;
 mod chat;
 mod cluster;
 mod demo;
@@ -11,6 +12,7 @@ mod logs;
 mod node;
 mod orchestrator;
 mod plan;
+mod processes;
 mod serving;
 mod shapes;
 mod state;
@@ -38,6 +40,7 @@ fn main() -> ExitCode {
         Command::Inspect(arguments) => inspect::run(&arguments),
         Command::Plan(arguments) => plan::run(&arguments),
         Command::Demo(arguments) => demo::run(arguments),
+        Command::Bench(arguments) => bench::run(arguments),
         Command::Completions(arguments) => {
             clap_complete::generate(arguments.shell, &mut Arguments::command(), "computepool", &mut std::io::stdout());
             Ok(ExitCode::SUCCESS)
