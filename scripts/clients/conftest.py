@@ -16,13 +16,14 @@ class Server:
         self.key = os.environ["COMPUTEPOOL_API_KEY"]
         self.root = self.url.removesuffix("/v1")
         self.headers = {"Authorization": f"Bearer {self.key}"}
+        self.http = httpx.Client(headers=self.headers)
 
     def client(self, **options) -> openai.OpenAI:
         options = {"api_key": self.key, "max_retries": 0, "timeout": 120.0} | options
         return openai.OpenAI(base_url=self.url, **options)
 
     def gauge(self, name: str) -> float:
-        text = httpx.get(f"{self.root}/metrics", headers=self.headers).text
+        text = self.http.get(f"{self.root}/metrics").text
         values = [line.split()[-1] for line in text.splitlines() if line.startswith((f"{name} ", f"{name}{{"))]
         assert values, f"/metrics has no {name}:\n{text}"
         return sum(float(value) for value in values)

@@ -50,6 +50,7 @@ trap stop_server EXIT
 
 COMPUTEPOOL_API_KEY="cp-$(od -An -N16 -tx1 /dev/urandom | tr -d ' \n')"
 export COMPUTEPOOL_API_KEY
+touch "$work/ready"
 "$program" up --model "${COMPUTEPOOL_MODEL:-models/tiny}" --shards 2 --api 127.0.0.1:0 --state "$work/state" \
     >"$work/ready" 2>"$work/errors" &
 server=$!

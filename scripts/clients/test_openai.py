@@ -112,10 +112,10 @@ def test_usage_in_a_stream(ask):
 
 def test_the_clients_own_stream_helper(client, model):
     messages = [{"role": "user", "content": "What is a shard?"}]
-    with client.chat.completions.stream(model=model, messages=messages, temperature=0, max_tokens=24) as stream:
+    with client.chat.completions.stream(model=model, messages=messages, temperature=0, max_tokens=100) as stream:
         deltas = [event.delta for event in stream if event.type == "content.delta"]
         final = stream.get_final_completion()
-    assert "".join(deltas) == said(final) and final.choices[0].finish_reason in ("stop", "length")
+    assert "".join(deltas) == said(final) and final.choices[0].finish_reason == "stop"
 
 
 def test_the_wire_format_of_a_stream(server, model):
@@ -138,7 +138,8 @@ def test_the_same_seed_gives_the_same_text(ask):
     first = [said(ask(seed=seed, **warm)) for seed in (1, 2, 3, -9)]
     assert [said(ask(seed=seed, **warm)) for seed in (1, 2, 3, -9)] == first
     assert len(set(first)) > 1, "other seeds give other texts"
-    unseeded = {said(ask(temperature=1.5, max_tokens=24)) for _ in range(4)}
+    # Hot and long: two draws do not agree by chance.
+    unseeded = {said(ask(**LONG, temperature=2)) for _ in range(2)}
     assert len(unseeded) > 1, "without a seed each request draws its own"
 
 
@@ -438,18 +439,20 @@ def test_eight_clients_at_once(server, model, ask):
 
 def test_a_client_that_leaves_frees_its_sequences(server, ask):
     before = server.gauge("computepool_tokens_total")
-    stream = ask("Tell me everything.", n=2, stream=True, max_tokens=800, extra_body={"ignore_eos": True})
-    for _ in range(8):
-        next(stream)
-    assert server.gauge("computepool_sequences") == 2
-    stream.close()
-    assert server.wait_for("computepool_sequences", 0, seconds=2) < 2
+    with ask("Tell me everything.", n=8, stream=True, max_tokens=400, extra_body={"ignore_eos": True}) as stream:
+        for _ in range(16):
+            next(stream)
+        assert server.gauge("computepool_sequences") == 8
+    server.wait_for("computepool_sequences", 0, seconds=2)
     sampled = server.gauge("computepool_tokens_total") - before
-    assert sampled < 1500, f"{sampled} tokens were sampled for nobody"
+    assert sampled < 3000, f"{sampled} tokens were sampled for nobody"
 
 
-def test_a_client_that_gives_up_on_a_whole_answer_frees_it_too(server, ask):
+def test_a_client_that_gives_up_frees_what_runs_and_what_waits(server, ask):
+    # More than the cache holds at once: some of the choices wait for room when their client goes.
     impatient = {"timeout": 0.3, "max_tokens": 900, "extra_body": {"ignore_eos": True}}
     with pytest.raises(openai.APITimeoutError):
-        ask("Tell me everything.", n=4, **impatient)
-    assert server.wait_for("computepool_sequences", 0, seconds=2) < 2
+        ask("Tell me everything.", n=8, **impatient)
+    server.wait_for("computepool_queue_waiting", 0, seconds=2)
+    server.wait_for("computepool_sequences", 0, seconds=2)
+    assert said(ask()), "and the next request is served"

@@ -145,3 +145,87 @@ pub(super) fn token_name(bytes: &[u8]) -> String {
 pub(super) fn finite(logprob: f32) -> f32 {
     if logprob.is_finite() { logprob } else { -9999.0 }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::LazyLock;
+
+    use proptest::{prelude::*, sample::Index};
+
+    use super::*;
+
+    /// The bundled model's: every byte is a token, and a thousand longer ones.
+    static BUNDLED: LazyLock<Arc<Tokenizer>> = LazyLock::new(|| {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../models/tiny/tokenizer.json");
+        Arc::new(Tokenizer::from_json(&std::fs::read(path).unwrap()).unwrap())
+    });
+
+    /// Tokens that say `text`, chosen at random among all that fit at each place, characters' halves included.
+    fn tokenise(tokenizer: &Tokenizer, text: &str, choices: &[Index]) -> Vec<u32> {
+        let mut rest = text.as_bytes();
+        let mut tokens = Vec::new();
+        for choice in choices.iter().cycle() {
+            if rest.is_empty() {
+                break;
+            }
+            let all = (0..tokenizer.vocab_size() as u32).filter(|token| !tokenizer.is_special(*token));
+            let pieces = all.filter_map(|token| Some((token, tokenizer.token_bytes(token)?)));
+            let fitting: Vec<_> = pieces.filter(|(_, b)| !b.is_empty() && rest.starts_with(b)).collect();
+            let (token, bytes) = &fitting[choice.index(fitting.len())];
+            rest = &rest[bytes.len()..];
+            tokens.push(*token);
+        }
+        tokens
+    }
+
+    fn token(token: u32, finish: Option<FinishReason>) -> Token {
+        Token { choice: TokenChoice { token, logprob: -1.0, top: Vec::new() }, finish }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(300))]
+        #[test]
+        fn any_tokens_of_a_text_give_that_text_cut_at_the_stop_string(
+            text in "[aeh lst,é🙂]{1,40}",
+            stops in proptest::collection::vec("[aeh lst,é🙂]{1,4}", 0..=4),
+            choices in proptest::collection::vec(any::<Index>(), 1..30),
+        ) {
+            let tokenizer = &*BUNDLED;
+            let tokens = tokenise(tokenizer, &text, &choices);
+            let mut answer = Answer::new(tokenizer, true, stops.clone(), Vec::new(), true);
+            let (mut said, mut scored, mut finish) = (String::new(), Vec::new(), None);
+            for (place, id) in tokens.iter().enumerate() {
+                let last = (place + 1 == tokens.len()).then_some(FinishReason::Length);
+                let progress = answer.push(token(*id, last));
+                if let Some(piece) = progress.piece {
+                    prop_assert!(!piece.text.is_empty() || !piece.tokens.is_empty(), "no empty pieces");
+                    said.push_str(&piece.text);
+                    scored.extend(piece.tokens);
+                }
+                finish = progress.finish;
+                if finish.is_some() {
+                    break;
+                }
+            }
+            let ends = stops.iter().filter_map(|stop| text.find(stop.as_str()).map(|start| (start + stop.len(), start)));
+            let cut = ends.min().map(|(_, start)| start);
+            prop_assert_eq!(&said, &text[..cut.unwrap_or(text.len())]);
+            let reason = if cut.is_some() { FinishReason::Stop } else { FinishReason::Length };
+            prop_assert_eq!(finish, Some(reason));
+            let bytes: Vec<u8> =
+                scored.iter().flat_map(|s| tokenizer.token_bytes(s.choice.token).unwrap()).collect();
+            prop_assert!(bytes.starts_with(said.as_bytes()), "every token of the text is scored, in order");
+            prop_assert!(scored.is_empty() || scored.last().unwrap().offset <= said.chars().count());
+            if cut.is_none() {
+                prop_assert_eq!(scored.len(), tokens.len());
+            }
+        }
+    }
+
+    #[test]
+    fn a_token_that_is_no_text_is_named_by_its_bytes_and_numbers_are_finite() {
+        assert_eq!(token_name("é".as_bytes()), "é");
+        assert_eq!(token_name(&[0xc3, 0x0a]), "bytes:\\xc3\\x0a");
+        assert_eq!([f32::NAN, f32::NEG_INFINITY, -0.5].map(finite), [-9999.0, -9999.0, -0.5]);
+    }
+}

@@ -62,7 +62,8 @@ pub(crate) fn matches(document: &Value, schema: &Value, value: &Value, place: &s
         Value::Array(_) => "array",
         Value::Object(_) => "object",
     };
-    if !kinds.contains(&kind) && !(kind == "integer" && kinds.contains(&"number")) {
+    let fits = kinds.contains(&kind) || (kind == "integer" && kinds.contains(&"number"));
+    if !fits {
         return Err(format!("{place}: {value} is {kind}, not {kinds:?}"));
     }
     if let (Some(items), Value::Array(values)) = (schema.get("items"), value) {
