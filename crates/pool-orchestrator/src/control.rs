@@ -1,7 +1,7 @@
 //! The control plane: who is connected, which coalition serves, and the relaying of signed link descriptions.
 //!
-//! [`registry`] decides and touches nothing; [`actor`] carries its decisions out; [`socket`] is one node's
-//! WebSocket; [`view`] is what the outside may know, and [`routes`] and [`metrics`] show it.
+//! `registry` decides and touches nothing; `actor` carries its decisions out; `socket` is one node's
+//! WebSocket; `view` is what the outside may know, and `routes` and `metrics` show it.
 
 mod actor;
 mod metrics;
