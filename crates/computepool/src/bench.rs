@@ -273,7 +273,10 @@ impl Bench {
             let compared = Compared::new(names, "tokens/s", comparison.bound, &pairs);
             let waited = compared.second.shards_waited.median;
             if waited > 0.05 {
-                notes.push(format!("one process had to wait for its core {:.0} % of the time: the machine was busy", waited * 100.0));
+                notes.push(format!(
+                    "one process had to wait for its core {:.0} % of the time: the machine was busy",
+                    waited * 100.0
+                ));
             }
             Figures::Compared(compared)
         };
