@@ -68,10 +68,7 @@ pub(crate) fn run(arguments: &PlanArguments) -> Result<ExitCode> {
         .cards
         .iter()
         .zip(1u64..)
-        .map(|(card, number)| {
-            let id = Address::left_padding_from(&number.to_be_bytes());
-            Card::new(id, card.memory_bytes, card.bandwidth_bytes_per_s)
-        })
+        .map(|(card, number)| Card::new(address(number), card.memory_bytes, card.bandwidth_bytes_per_s))
         .collect();
     let options = PlacementOptions {
         shards: arguments.shards,
@@ -109,8 +106,17 @@ pub(crate) fn run(arguments: &PlanArguments) -> Result<ExitCode> {
         ]);
     }
     print!("{table}");
-    println!("\n{}", placement.explanation.trim_end());
+    // Cards that do not exist yet have numbers, not addresses.
+    let explanation = cards.iter().zip(1..).fold(placement.explanation.clone(), |text, (card, number)| {
+        text.replace(&card.id.to_string(), &format!("card {number}"))
+    });
+    println!("\n{}", explanation.trim_end());
     Ok(ExitCode::SUCCESS)
+}
+
+/// Stands for the card with this number. Keeps its length when written, so that none is part of another.
+fn address(number: u64) -> Address {
+    Address::left_padding_from(&number.to_be_bytes())
 }
 
 fn read_config(path: &Path) -> Result<ModelConfig> {
@@ -184,8 +190,7 @@ mod tests {
                 .zip(1u64..)
                 .map(|(card, number)| {
                     let card: CardArgument = card.parse().unwrap();
-                    let id = Address::left_padding_from(&number.to_be_bytes());
-                    Card::new(id, card.memory_bytes, card.bandwidth_bytes_per_s)
+                    Card::new(address(number), card.memory_bytes, card.bandwidth_bytes_per_s)
                 })
                 .collect();
             place(&needs, &cards, &PlacementOptions::default())

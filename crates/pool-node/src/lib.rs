@@ -18,7 +18,7 @@
 //! let first = open_or_create(directory.path(), &passphrase)?;
 //! let again = open_or_create(directory.path(), &passphrase)?;
 //! assert_eq!(first.address(), again.address(), "the key survives a restart, encrypted");
-//! # Ok::<(), pool_node::identity::IdentityError>(())
+//! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
 mod backoff;
