@@ -152,7 +152,7 @@ impl Bench {
         let deadline = Instant::now() + Duration::from_secs(self.arguments.row_seconds);
         let measured = self.until_stopped(async {
             Ok(match timeout_at(deadline, hop::measure(runs)).await {
-                Ok(Ok(hop)) => Figures::Hop(hop),
+                Ok(Ok(hop)) => Figures::Hop(Box::new(hop)),
                 Ok(Err(error)) => Figures::NotMeasured(format!("{error:#}")),
                 Err(_) => Figures::NotMeasured("it took too long".to_owned()),
             })

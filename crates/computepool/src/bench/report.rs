@@ -41,7 +41,7 @@ pub(crate) enum Figures {
     /// A side against another.
     Compared(Box<Compared>),
     /// Half round trips and bulk throughput.
-    Hop(super::hop::Hop),
+    Hop(Box<super::hop::Hop>),
     /// What each shard read and holds.
     Shards(Vec<ShardRow>),
     /// Why there are none.
