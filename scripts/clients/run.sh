@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # The official openai client against a server of two shards. Needs the network once, for the client.
 # COMPUTEPOOL_BIN: the program (default: the newest build). COMPUTEPOOL_MODEL: what it serves (default: models/tiny).
+# COMPUTEPOOL_CLIENT: a script to run instead of the suite.
 # COMPUTEPOOL_CLIENTS_VENV: where the clients are installed. Arguments go to pytest.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -68,4 +69,8 @@ if [[ -z $COMPUTEPOOL_URL ]]; then
     exit 1
 fi
 export COMPUTEPOOL_URL PYTHONDONTWRITEBYTECODE=1
-"$clients/bin/python" -m pytest -q -p no:cacheprovider scripts/clients "$@"
+if [[ -n ${COMPUTEPOOL_CLIENT:-} ]]; then
+    "$clients/bin/python" "$COMPUTEPOOL_CLIENT" "$@"
+else
+    "$clients/bin/python" -m pytest -q -p no:cacheprovider scripts/clients "$@"
+fi
