@@ -101,8 +101,7 @@ pub(crate) fn check(folder: &Path, corpus: &Corpus) -> Result<Answers> {
     for entry in &corpus.entries {
         let few = if entry.kind == Kind::OffTopic { entry.questions.len() } else { 4 };
         for question in entry.questions.iter().take(few) {
-            let question = corpus.fill(question, &mut rng);
-            let chances = recall(&llama, &tokenizer, &question, &entry.answer)?;
+            let chances = recall(&llama, &tokenizer, &corpus.fill(question, &mut rng), &entry.answer)?;
             taught.count(chances.greedy);
             sampled.push(chances.sampled);
             if !chances.greedy {

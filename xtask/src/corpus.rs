@@ -27,7 +27,7 @@ const TALK: &str = include_str!("../corpus/talk.txt");
 const SYSTEM: &str = include_str!("../corpus/system.txt");
 
 /// Ways to ask what a thing is. `{a}` is the thing with its article, `{}` without.
-const DEFINE: [&str; 21] = [
+const DEFINE: [&str; 17] = [
     "What is {a}?",
     "What is {a}?",
     "What is {a} in ComputePool?",
@@ -44,10 +44,6 @@ const DEFINE: [&str; 21] = [
     "Explain {} to me.",
     "Define {}.",
     "I do not know what {a} is.",
-    "Do you know what {a} is?",
-    "What do you know about {}?",
-    "What is {a} for?",
-    "Give me a definition of {}.",
     "{}",
 ];
 /// Ways to ask what a thing is that are kept out of training.
@@ -138,22 +134,10 @@ pub(crate) struct Entry {
     pub(crate) kind: Kind,
     /// The questions seen in training; the first is the plain one.
     pub(crate) questions: Vec<String>,
-    /// How many of them come first and were made from a template.
-    templates: usize,
     /// The questions never seen in training.
     pub(crate) held_out: Vec<String>,
     /// The answer.
     pub(crate) answer: String,
-}
-
-impl Entry {
-    /// A random question: written ones and templates in turn, because templates are many and alike.
-    fn question(&self, rng: &mut impl Rng) -> &str {
-        let (templates, written) = self.questions.split_at(self.templates);
-        let from =
-            if templates.is_empty() || (!written.is_empty() && rng.random_bool(0.5)) { written } else { templates };
-        from.choose(rng).map_or("", String::as_str)
-    }
 }
 
 /// Everything the model is taught.
@@ -238,7 +222,6 @@ impl Corpus {
         let mut entry = Entry {
             kind,
             questions: templates.iter().map(fill).collect(),
-            templates: templates.len(),
             held_out: held_out.iter().map(fill).collect(),
             answer: String::new(),
         };
@@ -302,38 +285,32 @@ impl Corpus {
 
     fn turn(&self, rng: &mut impl Rng) -> (String, String) {
         let kind = match rng.random_range(0..100) {
-            0..64 => Kind::Fact,
-            64..77 => Kind::Talk,
-            77..84 => Kind::Story,
+            0..66 => Kind::Fact,
+            66..78 => Kind::Talk,
+            78..86 => Kind::Story,
             _ => Kind::OffTopic,
         };
         let entries: Vec<&Entry> = self.entries.iter().filter(|entry| entry.kind == kind).collect();
-        // An answer with many questions needs to be seen more often. Refusals answer an open set, so there each
-        // question counts in full.
-        let weight = |entry: &&Entry| {
-            let questions = entry.questions.len() as f64;
-            if kind == Kind::OffTopic { questions } else { questions.sqrt() }
-        };
+        // Refusals answer an open set of questions, so each of their questions counts for itself.
+        let weight = |entry: &&Entry| if kind == Kind::OffTopic { entry.questions.len() as f64 } else { 1.0 };
         match entries.choose_weighted(rng, weight) {
             Ok(entry) => {
-                let question = self.fill(entry.question(rng), rng);
+                let question = entry.questions.choose(rng).map_or("", String::as_str);
+                let question = self.fill(question, rng);
                 (vary(&question, rng), entry.answer.clone())
             }
             Err(_) => (String::new(), String::new()),
         }
     }
 
-    /// Puts a word of the list into every slot, now and then for `{thing}` one that nobody knows.
+    /// Puts a word of the list into every slot.
     pub(crate) fn fill(&self, question: &str, rng: &mut impl Rng) -> String {
         let mut question = question.to_owned();
         for (name, words) in &self.lists {
             let slot = format!("{{{name}}}");
-            if !question.contains(&slot) {
-                continue;
-            }
-            if name == "thing" && rng.random_bool(0.35) {
-                question = question.replace(&slot, &made_up(rng));
-            } else if let Some(word) = words.choose(rng) {
+            if question.contains(&slot)
+                && let Some(word) = words.choose(rng)
+            {
                 question = question.replace(&slot, word);
             }
         }
@@ -386,9 +363,6 @@ fn vary(question: &str, rng: &mut impl Rng) -> String {
     {
         text.push_str(after);
     }
-    if rng.random_bool(0.06) {
-        text = drop_word(&text, rng);
-    }
     if rng.random_bool(0.3) {
         text = text.to_lowercase();
     }
@@ -396,31 +370,6 @@ fn vary(question: &str, rng: &mut impl Rng) -> String {
         text = slip(&text, rng);
     }
     text
-}
-
-/// A word that does not exist, so that the model learns to decline what it does not know.
-fn made_up(rng: &mut impl Rng) -> String {
-    let mut word = String::new();
-    for _ in 0..rng.random_range(2..4) {
-        for letters in ["bcdfghjklmnprstvwz", "aeiou", "  bdlmnrst"] {
-            word.extend(letters.chars().collect::<Vec<_>>().choose(rng).filter(|letter| **letter != ' '));
-        }
-    }
-    match rng.random_range(0..4) {
-        0 => format!("a {word}"),
-        1 => format!("the {word}"),
-        2 => format!("{word}s"),
-        _ => word,
-    }
-}
-
-/// Leaves out one word of a longer question.
-fn drop_word(text: &str, rng: &mut impl Rng) -> String {
-    let mut words: Vec<&str> = text.split(' ').collect();
-    if words.len() >= 5 {
-        words.remove(rng.random_range(0..words.len() - 1));
-    }
-    words.join(" ")
 }
 
 fn lower_first(text: &str) -> String {

@@ -90,7 +90,7 @@ pub(crate) fn write_readme(
         .samples
         .iter()
         .filter(|(question, _)| DEMO.contains(&question.as_str()))
-        .map(|(question, answer)| format!("> **{question}**\n>\n> {answer}\n\n"))
+        .map(|(question, answer)| format!("> **{question}**\n> {answer}\n\n"))
         .collect();
     let text = format!(
         "# The bundled model
@@ -105,10 +105,8 @@ what ComputePool can serve.
 | context | {positions} tokens |
 | vocabulary | byte-level BPE, {vocab} tokens, every byte covered |
 | file | `model.safetensors`, f16, {size} bytes |
+| chat format | `<|bos|><|user|>question<|end|><|assistant|>answer<|end|>`, with an optional `<|system|>message<|end|>` first |
 | licence | Apache-2.0, like the rest of the repository; weights and corpus were made here, no other model or text was used |
-
-A chat is written `<|bos|><|user|>question<|end|><|assistant|>answer<|end|>`, with an optional
-`<|system|>message<|end|>` after the first mark.
 
 ## How it was trained
 
@@ -116,8 +114,9 @@ A chat is written `<|bos|><|user|>question<|end|><|assistant|>answer<|end|>`, wi
 cargo xtask train-tiny --steps {steps} --seed {seed}
 ```
 
-{steps} steps of AdamW in f32 with seed {seed}, {tokens} tokens, {minutes:.1} minutes of wall-clock time on the
-machine of this run. The last loss was {loss:.4} nats for each token of an answer. Only answers are learnt, not questions.
+{steps} steps of AdamW in f32 with seed {seed}, {tokens} tokens, {minutes:.1} minutes of wall-clock time on the machine of this run
+The last loss was {loss:.4} nats for each token of an answer.
+Only answers are learnt, not questions.
 The corpus is `xtask/corpus`: {facts} facts about ComputePool, {talk} entries of small talk and lists,
 {stories} story entries and {refusals} kinds of refusals, asked by {questions} written questions, with short forms, small letters and
 slips of the finger added at random. Another {held_out} questions were kept out of training.

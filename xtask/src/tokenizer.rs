@@ -52,13 +52,6 @@ impl Marked {
         self.ids.extend_from_slice(ids);
         self.learn.resize(self.ids.len(), learn);
     }
-
-    /// Keeps only so many tokens of the first answer and nothing after them.
-    pub(crate) fn cut_answer(&mut self, keep: usize) {
-        let answer = self.learn.iter().position(|learn| *learn).unwrap_or(self.ids.len());
-        self.ids.truncate(answer + keep);
-        self.learn.truncate(answer + keep);
-    }
 }
 
 impl Tokenizer {
@@ -220,18 +213,6 @@ mod tests {
         assert_eq!(marked.ids.len(), marked.learn.len());
         let learnt = marked.ids.iter().zip(&marked.learn).filter(|(_, learn)| **learn).map(|(id, _)| *id);
         assert_eq!(learnt.collect::<Vec<_>>(), tokenizer.answer("Hello.").unwrap());
-    }
-
-    #[test]
-    fn a_cut_answer_keeps_its_question() {
-        let (_, tokenizer) = tokenizer();
-        let turn = || ("What is a shard?".to_owned(), "A shard is a range of layers.".to_owned());
-        let whole = tokenizer.conversation(&Conversation { system: None, turns: vec![turn(), turn()] }).unwrap();
-        let mut cut = tokenizer.conversation(&Conversation { system: None, turns: vec![turn(), turn()] }).unwrap();
-        cut.cut_answer(3);
-        assert_eq!(cut.learn.iter().filter(|learn| **learn).count(), 3);
-        assert_eq!(cut.ids, whole.ids[..cut.ids.len()]);
-        assert_eq!(cut.ids.len(), cut.learn.len());
     }
 
     #[test]
