@@ -9,6 +9,7 @@ use std::{
 };
 
 use alloy_signer_local::PrivateKeySigner;
+use axum::serve::ListenerExt as _;
 use pool_coalition::Roster;
 use pool_models::Model;
 use pool_store::{Store, StoreError};
@@ -186,7 +187,13 @@ impl Orchestrator {
     pub async fn serve(self, shutdown: CancellationToken) -> Result<(), OrchestratorError> {
         info!(address = %self.address, "listening");
         let stop = shutdown.clone();
-        let server = axum::serve(self.listener, self.app).with_graceful_shutdown(stop.cancelled_owned());
+        // A token must not wait for the acknowledgement of the one before it.
+        let listener = self.listener.tap_io(|connection| {
+            if let Err(error) = connection.set_nodelay(true) {
+                tracing::debug!(%error, "a connection keeps Nagle's algorithm");
+            }
+        });
+        let server = axum::serve(listener, self.app).with_graceful_shutdown(stop.cancelled_owned());
         let server = tokio::spawn(server.into_future());
         let abort = server.abort_handle();
         tokio::pin!(server);
