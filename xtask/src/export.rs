@@ -90,7 +90,7 @@ pub(crate) fn write_readme(
         .samples
         .iter()
         .filter(|(question, _)| DEMO.contains(&question.as_str()))
-        .map(|(question, answer)| format!("> **{question}**\n> {answer}\n\n"))
+        .map(|(question, answer)| format!("> **{question}**\n>\n> {answer}\n\n"))
         .collect();
     let text = format!(
         "# The bundled model
@@ -105,8 +105,10 @@ what ComputePool can serve.
 | context | {positions} tokens |
 | vocabulary | byte-level BPE, {vocab} tokens, every byte covered |
 | file | `model.safetensors`, f16, {size} bytes |
-| chat format | `<|bos|><|user|>question<|end|><|assistant|>answer<|end|>`, with an optional `<|system|>message<|end|>` first |
 | licence | Apache-2.0, like the rest of the repository; weights and corpus were made here, no other model or text was used |
+
+A chat is written `<|bos|><|user|>question<|end|><|assistant|>answer<|end|>`, with an optional
+`<|system|>message<|end|>` after the first mark.
 
 ## How it was trained
 
