@@ -138,11 +138,14 @@ impl Mesh {
         }
     }
 
-    /// Queues frames for a peer, packed into as few messages as hold them.
+    /// Queues frames for a peer, packed into as few messages as hold them. Those for a link that has ended go
+    /// nowhere: [`MeshEvent::Lost`] says why it did.
     pub fn send(&self, to: Address, lane: Lane, frames: &[Frame]) -> Result<(), Backlogged> {
         let port = self.ports.get(&to).ok_or(Backlogged(to))?;
         for message in frame::messages(frames) {
-            port.outbound.try_send((lane, message)).map_err(|_| Backlogged(to))?;
+            if let Err(mpsc::error::TrySendError::Full(_)) = port.outbound.try_send((lane, message)) {
+                return Err(Backlogged(to));
+            }
         }
         Ok(())
     }
