@@ -1,0 +1,1 @@
+//! Contracts, Superfluid and x402.
