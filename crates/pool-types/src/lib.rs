@@ -1,4 +1,4 @@
-//! The words every ComputePool crate shares: identifiers, layer ranges, byte sizes, sampling
+//! The words every ComputePool crate shares: identifiers, layer ranges, byte sizes, money, sampling
 //! parameters and reason codes. No I/O and no async; everything here is plain data.
 //!
 //! ```
@@ -20,6 +20,7 @@ mod activation;
 mod bytes;
 mod ids;
 mod layers;
+mod money;
 mod reason;
 mod sampling;
 
@@ -27,5 +28,6 @@ pub use activation::Activation;
 pub use bytes::ByteSize;
 pub use ids::{Attempt, CoalitionId, Epoch, ModelId, RequestId};
 pub use layers::{LayerRange, LayerRangeError};
+pub use money::{AmountError, FlowRate, Usdc, Usdcx};
 pub use reason::{Failure, ReasonCode};
 pub use sampling::{FinishReason, Sampling, SamplingError, TokenChoice};
