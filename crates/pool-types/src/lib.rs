@@ -23,6 +23,7 @@ mod layers;
 mod money;
 mod reason;
 mod sampling;
+mod signature;
 
 pub use activation::Activation;
 pub use bytes::ByteSize;
@@ -31,3 +32,4 @@ pub use layers::{LayerRange, LayerRangeError};
 pub use money::{AmountError, FlowRate, Usdc, Usdcx};
 pub use reason::{Failure, ReasonCode};
 pub use sampling::{FinishReason, Sampling, SamplingError, TokenChoice};
+pub use signature::signer_of;
