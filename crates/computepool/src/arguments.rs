@@ -3,6 +3,7 @@
 use std::{fmt, path::PathBuf, str::FromStr};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use pool_coalition::proposal::RegistryDomain;
 use pool_orchestrator::control::ServingWishes;
 use pool_types::Activation;
 
@@ -204,6 +205,12 @@ pub(crate) struct NodeArguments {
     /// Links on this machine only
     #[arg(long)]
     pub(crate) loopback_only: bool,
+    /// Sign coalitions for this registry, and be paid by their sessions [default: serve without payment]
+    #[arg(long, value_name = "CHAIN:ADDRESS")]
+    pub(crate) registry: Option<RegistryDomain>,
+    /// The least income to serve for while a session runs, in units of 10^-6 USDC a second
+    #[arg(long, default_value_t = 0, value_name = "UNITS", requires = "registry")]
+    pub(crate) least_income: u64,
     /// More of the log on standard error (twice for all of it)
     #[arg(short, long, action = clap::ArgAction::Count)]
     pub(crate) verbose: u8,

@@ -4,11 +4,12 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use pool_node::{
-    NodeConfig, ResourceLimits,
+    NodeConfig, ResourceLimits, VotePolicy,
     identity::{Passphrase, make_private_directory, open_or_create},
     measure_capabilities,
 };
 use pool_sense::HostSense;
+use pool_types::FlowRate;
 
 use crate::{
     arguments::{CpuSet, NodeArguments},
@@ -46,6 +47,9 @@ pub(crate) fn run(arguments: NodeArguments) -> Result<ExitCode> {
         cpus: arguments.cpus.iter().flat_map(CpuSet::cores).collect(),
         quantise: arguments.quantise,
         loopback_only: arguments.loopback_only,
+        vote: arguments
+            .registry
+            .map(|domain| VotePolicy { domain, least: FlowRate::from_units_per_second(arguments.least_income) }),
     };
     serving::runtime(1)?.block_on(async {
         let shutdown = stop::on_signal()?;

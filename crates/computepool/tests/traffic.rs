@@ -88,6 +88,7 @@ async fn the_orchestrator_never_sees_a_hidden_state() {
             cpus: Vec::new(),
             quantise: false,
             loopback_only: true,
+            vote: None,
         };
         tasks.push(tokio::spawn(pool_node::run(config, shutdown.clone())));
     }

@@ -6,9 +6,11 @@
 #[cfg(test)]
 mod tests;
 
-use alloy_primitives::{Address, B256, aliases::I96, keccak256};
+use std::{fmt, str::FromStr};
+
+use alloy_primitives::{Address, B256, Bytes, aliases::I96, keccak256};
 use alloy_sol_types::{Eip712Domain, SolStruct, SolValue, eip712_domain};
-use pool_types::{FlowRate, LayerRange};
+use pool_types::{FlowRate, LayerRange, signer_of};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -74,6 +76,31 @@ impl RegistryDomain {
     }
 }
 
+impl fmt::Display for RegistryDomain {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.chain, self.registry)
+    }
+}
+
+/// A text that names no registry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[error(
+    "a registry is written as the chain's id and its address, like 16602:0x0123456789abcdef0123456789abcdef01234567"
+)]
+pub struct RegistryDomainError;
+
+impl FromStr for RegistryDomain {
+    type Err = RegistryDomainError;
+
+    fn from_str(text: &str) -> Result<Self, RegistryDomainError> {
+        let (chain, registry) = text.split_once(':').ok_or(RegistryDomainError)?;
+        match (chain.parse(), registry.parse()) {
+            (Ok(chain), Ok(registry)) => Ok(Self { chain, registry }),
+            _ => Err(RegistryDomainError),
+        }
+    }
+}
+
 /// An operator's place in a coalition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -116,6 +143,37 @@ pub struct Proposal {
     pub rate: FlowRate,
     /// Unix seconds from which on nobody is bound any more.
     pub expiry: u64,
+}
+
+/// What an operator is asked to sign.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Ballot {
+    /// Where the signature holds.
+    pub domain: RegistryDomain,
+    /// What is voted on.
+    pub proposal: Proposal,
+    /// Until when the operator may be registered by its signature, in Unix seconds.
+    pub registration_deadline: u64,
+}
+
+/// An operator's answer: two signatures of 65 bytes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Vote {
+    /// Over [`Proposal::digest`].
+    pub proposal: Bytes,
+    /// Over [`RegistryDomain::registration_digest`].
+    pub registration: Bytes,
+}
+
+impl Ballot {
+    /// Whether `vote` is `operator`'s on this ballot.
+    pub fn is_voted_by(&self, operator: Address, vote: &Vote) -> bool {
+        let registration = self.domain.registration_digest(operator, self.registration_deadline);
+        signer_of(&vote.proposal, &self.proposal.digest(&self.domain)) == Some(operator)
+            && signer_of(&vote.registration, &registration) == Some(operator)
+    }
 }
 
 /// Why a proposal is not signed.

@@ -3,9 +3,9 @@
 use std::{env, io, path::PathBuf};
 
 use alloy_signer_local::PrivateKeySigner;
-use pool_coalition::Roster;
+use pool_coalition::{Roster, proposal::RegistryDomain};
 use pool_models::OpenError;
-use pool_types::Failure;
+use pool_types::{Failure, FlowRate};
 use pool_wire::control::Capabilities;
 use thiserror::Error;
 
@@ -27,6 +27,15 @@ impl Default for ResourceLimits {
     fn default() -> Self {
         Self { threads: None, memory_share: 0.8, memory_bytes: None }
     }
+}
+
+/// On what terms an operator lets itself be paid.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct VotePolicy {
+    /// The registry it trusts; it signs for no other.
+    pub domain: RegistryDomain,
+    /// The least income it serves for, while a session streams.
+    pub least: FlowRate,
 }
 
 /// What a node is told when it starts.
@@ -52,6 +61,8 @@ pub struct NodeConfig {
     pub quantise: bool,
     /// Bind links to loopback only: every member is on this machine.
     pub loopback_only: bool,
+    /// Which coalitions it signs for payment; none without one.
+    pub vote: Option<VotePolicy>,
 }
 
 /// Why a node cannot start or go on.

@@ -30,5 +30,5 @@ mod shard;
 mod uplink;
 
 pub use capabilities::measure_capabilities;
-pub use config::{NodeConfig, NodeError, ResourceLimits, find_shard_program};
+pub use config::{NodeConfig, NodeError, ResourceLimits, VotePolicy, find_shard_program};
 pub use node::run;

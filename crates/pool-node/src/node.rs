@@ -7,7 +7,11 @@ use std::{
 };
 
 use alloy_primitives::Address;
-use pool_coalition::RosterRole;
+use alloy_signer::SignerSync;
+use pool_coalition::{
+    RosterRole,
+    proposal::{Ballot, Vote},
+};
 use pool_link::Delegation;
 use pool_models::Model;
 use pool_types::{Activation, Epoch, Failure, LayerRange, ModelId, ReasonCode};
@@ -220,6 +224,13 @@ impl Node {
                 info!(%epoch, reason = %failure, "the coalition is dissolved");
                 self.drop_assignment();
             }
+            ToNode::Ballot { epoch, ballot } => self.outbox.push(match self.vote(epoch, &ballot) {
+                Ok(vote) => ToOrchestrator::Vote { epoch, vote },
+                Err(failure) => {
+                    warn!(%epoch, reason = %failure, "a proposal was not signed");
+                    ToOrchestrator::VoteRefused { epoch, failure }
+                }
+            }),
             ToNode::Link { .. } | ToNode::Signal(_) | ToNode::Dissolve { .. } => {}
             ToNode::Challenge { .. } | ToNode::Registered { .. } | ToNode::Refused { .. } | ToNode::Heartbeat => {}
         }
@@ -394,6 +405,44 @@ impl Node {
             return refuse(ReasonCode::Protocol, "the assignment leaves this node out");
         }
         Ok(())
+    }
+
+    /// Signs the coalition that this node serves in, if its terms are the operator's: as JSON text.
+    fn vote(&self, epoch: Epoch, ballot: &str) -> Result<String, Failure> {
+        let refuse = |message: String| Failure::new(ReasonCode::Unauthorised, message);
+        let Some(policy) = &self.config.vote else {
+            return Err(refuse("this node was not told which registry to trust".to_owned()));
+        };
+        let ballot: Ballot = serde_json::from_str(ballot)
+            .map_err(|error| Failure::new(ReasonCode::Protocol, format!("the ballot is not one: {error}")))?;
+        if ballot.domain != policy.domain {
+            return Err(refuse("the ballot is for another registry than the one this node trusts".to_owned()));
+        }
+        let assignment = self.current.as_deref().filter(|assignment| assignment.epoch == epoch);
+        let Some((assignment, layers)) = assignment.and_then(|found| Some((found, self.layers(found)?))) else {
+            return Err(refuse("the ballot is for a coalition that this node does not serve in".to_owned()));
+        };
+        let proposal = &ballot.proposal;
+        let seats = proposal.seats.iter().map(|seat| (seat.operator, seat.layers));
+        if !seats.eq(assignment.members.iter().map(|member| (member.address, member.layers))) {
+            return Err(refuse("the ballot names other members or layers than the assignment".to_owned()));
+        }
+        if proposal.manifest != self.model.0 || proposal.orchestrator != assignment.gateway {
+            return Err(refuse("the ballot names another model or orchestrator than the assignment".to_owned()));
+        }
+        let operator = self.config.wallet.address();
+        let acceptable = proposal.acceptable_to(operator, layers, policy.least, now().as_secs());
+        acceptable.map_err(|error| refuse(error.to_string()))?;
+        let sign = |digest| {
+            let signature = self.config.wallet.sign_hash_sync(&digest);
+            signature.map(|signature| signature.as_bytes().into()).map_err(|error| refuse(error.to_string()))
+        };
+        let vote = Vote {
+            proposal: sign(proposal.digest(&ballot.domain))?,
+            registration: sign(ballot.domain.registration_digest(operator, ballot.registration_deadline))?,
+        };
+        info!(%epoch, digest = %proposal.digest(&ballot.domain), "signed the coalition's proposal");
+        serde_json::to_string(&vote).map_err(|error| refuse(error.to_string()))
     }
 
     fn layers(&self, assignment: &Assignment) -> Option<LayerRange> {

@@ -142,6 +142,7 @@ impl Node {
             cpus: Vec::new(),
             quantise: false,
             loopback_only: true,
+            vote: None,
         };
         let model = Model::open(files.path()).unwrap().id;
         let task = tokio::spawn(pool_node::run(config, shutdown.clone()));

@@ -48,6 +48,20 @@ pub enum ToOrchestrator {
         /// Counters since the shard joined.
         stats: ShardStats,
     },
+    /// The answer to [`ToNode::Ballot`]: the operator's signatures.
+    Vote {
+        /// The ballot's epoch.
+        epoch: Epoch,
+        /// `pool_coalition::proposal::Vote` as JSON text.
+        vote: String,
+    },
+    /// The answer to [`ToNode::Ballot`] of an operator that does not sign.
+    VoteRefused {
+        /// The ballot's epoch.
+        epoch: Epoch,
+        /// Why.
+        failure: Failure,
+    },
     /// Keeps the connection known to be alive.
     Heartbeat,
 }
@@ -83,6 +97,13 @@ pub enum ToNode {
         epoch: Epoch,
         /// Why.
         failure: Failure,
+    },
+    /// The coalition as it is to be activated on the chain: sign it, or say why not.
+    Ballot {
+        /// The assignment's epoch: what is signed must be what this node was assigned.
+        epoch: Epoch,
+        /// `pool_coalition::proposal::Ballot` as JSON text.
+        ballot: String,
     },
     /// The registration is refused; the connection ends.
     Refused {

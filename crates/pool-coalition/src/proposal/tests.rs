@@ -106,6 +106,14 @@ fn everybody_who_is_bound_signs_once_and_in_the_registrys_order() {
     assert_eq!(proposal().signers(operator(1), &[]), [operator(1), operator(2), operator(3)], "an owner who serves");
 }
 
+#[test]
+fn a_registry_is_written_and_read_back() {
+    assert_eq!(domain().to_string().parse(), Ok(domain()));
+    for wrong in ["", "16602", "16602:", ":0xaa", "16602:0xaa", "one:0xaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"] {
+        assert_eq!(wrong.parse::<RegistryDomain>(), Err(RegistryDomainError), "{wrong:?}");
+    }
+}
+
 proptest! {
     #[test]
     fn shares_are_the_whole_and_follow_the_weights(weights in proptest::collection::vec(0_u64..1 << 50, 1..=16)) {

@@ -3,15 +3,18 @@
 use std::{
     collections::HashMap,
     sync::Arc,
-    time::{Instant, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use alloy_primitives::Address;
-use pool_coalition::Roster;
+use pool_coalition::{
+    Roster,
+    proposal::{Ballot, Vote},
+};
 use pool_models::Model;
 use pool_store::{Store, StoreError};
-use pool_types::{Failure, LayerRange, ReasonCode};
-use pool_wire::control::{Assignment, ToNode};
+use pool_types::{Epoch, Failure, LayerRange, ReasonCode};
+use pool_wire::control::{Assignment, ToNode, ToOrchestrator};
 use tokio::{
     sync::{mpsc, oneshot, watch},
     task::JoinHandle,
@@ -68,8 +71,18 @@ pub(crate) enum Request {
         input: Input,
     },
     Event(Input),
+    /// A member's signature is wanted.
+    Ballot {
+        epoch: Epoch,
+        operator: Address,
+        ballot: String,
+        answer: oneshot::Sender<Result<String, Failure>>,
+    },
     Stop(oneshot::Sender<()>),
 }
+
+/// How long a member may take to vote.
+const VOTE: Duration = Duration::from_secs(10);
 
 impl ControlPlane {
     /// Starts the actor. It ends coalitions that an earlier run left open in the store.
@@ -93,6 +106,7 @@ impl ControlPlane {
             store,
             dataplane,
             outboxes: HashMap::new(),
+            ballots: HashMap::new(),
             publish: watch::channel(Arc::new(CoalitionView::default())).0,
         };
         actor.publish_view();
@@ -114,6 +128,29 @@ impl ControlPlane {
         }
     }
 
+    /// Asks a member of the present coalition for its signatures, and checks them.
+    pub async fn vote(&self, epoch: Epoch, operator: Address, ballot: &Ballot) -> Result<Vote, Failure> {
+        let gone = |_| Failure::new(ReasonCode::StandDown, "the orchestrator is shutting down");
+        let text = serde_json::to_string(ballot)
+            .map_err(|error| Failure::new(ReasonCode::Protocol, format!("the ballot cannot be written: {error}")))?;
+        let (answer, answered) = oneshot::channel();
+        let request = Request::Ballot { epoch, operator, ballot: text, answer };
+        self.inbox.send(request).await.map_err(|_| gone(()))?;
+        let answered = tokio::time::timeout(VOTE, answered).await;
+        let late = |_| Failure::new(ReasonCode::Timeout, format!("{operator} did not vote in time"));
+        let vote = answered
+            .map_err(late)?
+            .map_err(|_| Failure::new(ReasonCode::PeerLost, format!("{operator} left before it voted")))??;
+        let vote: Vote = serde_json::from_str(&vote).map_err(|error| {
+            Failure::new(ReasonCode::Protocol, format!("the vote of {operator} is not one: {error}"))
+        })?;
+        if !ballot.is_voted_by(operator, &vote) {
+            let message = format!("the vote of {operator} is not signed by it");
+            return Err(Failure::new(ReasonCode::Unauthorised, message));
+        }
+        Ok(vote)
+    }
+
     /// `false` when the control plane has stopped.
     pub(crate) async fn tell(&self, request: Request) -> bool {
         self.inbox.send(request).await.is_ok()
@@ -127,6 +164,8 @@ struct Actor {
     store: Store,
     dataplane: DataPlane,
     outboxes: HashMap<ConnectionId, mpsc::Sender<ToNode>>,
+    /// Members that were asked for their vote, at most one ballot each.
+    ballots: HashMap<Address, (Epoch, oneshot::Sender<Result<String, Failure>>)>,
     publish: watch::Sender<Arc<CoalitionView>>,
 }
 
@@ -144,11 +183,29 @@ impl Actor {
                         self.outboxes.insert(connection, outbox);
                         input
                     }
+                    Some(Request::Event(Input::Said { connection, message: ToOrchestrator::Vote { epoch, vote } })) => {
+                        self.voted(connection, epoch, Ok(vote));
+                        continue;
+                    }
+                    Some(Request::Event(Input::Said {
+                        connection,
+                        message: ToOrchestrator::VoteRefused { epoch, failure },
+                    })) => {
+                        self.voted(connection, epoch, Err(failure));
+                        continue;
+                    }
                     Some(Request::Event(input)) => {
                         if let Input::Disconnected { connection } = &input {
                             self.outboxes.remove(connection);
+                            if let Some(address) = self.registry.address_of(*connection) {
+                                self.ballots.remove(&address);
+                            }
                         }
                         input
+                    }
+                    Some(Request::Ballot { epoch, operator, ballot, answer }) => {
+                        self.ask(epoch, operator, ballot, answer);
+                        continue;
                     }
                     Some(Request::Stop(done)) => {
                         self.handle(Input::ShutDown).await;
@@ -170,6 +227,39 @@ impl Actor {
                 } => Input::Tick,
             };
             self.handle(input).await;
+        }
+    }
+
+    /// Sends a ballot to a member of the present coalition.
+    fn ask(
+        &mut self,
+        epoch: Epoch,
+        operator: Address,
+        ballot: String,
+        answer: oneshot::Sender<Result<String, Failure>>,
+    ) {
+        let member = self.registry.coalition().is_some_and(|coalition| {
+            coalition.assignment.epoch == epoch && coalition.assignment.index_of(operator).is_some()
+        });
+        let node = self.registry.nodes().get(&operator).filter(|_| member);
+        let outbox = node.and_then(|node| self.outboxes.get(&node.connection));
+        let sent = outbox.is_some_and(|outbox| outbox.try_send(ToNode::Ballot { epoch, ballot }).is_ok());
+        if sent {
+            // A ballot that was still open is dropped, which whoever asked will notice.
+            self.ballots.insert(operator, (epoch, answer));
+        } else {
+            let message = format!("{operator} is not a member of the present coalition");
+            let _ = answer.send(Err(Failure::new(ReasonCode::PeerLost, message)));
+        }
+    }
+
+    /// Hands a member's answer to whoever asked.
+    fn voted(&mut self, connection: ConnectionId, epoch: Epoch, vote: Result<String, Failure>) {
+        let Some(address) = self.registry.address_of(connection) else { return };
+        if self.ballots.get(&address).is_some_and(|(asked, _)| *asked == epoch)
+            && let Some((_, answer)) = self.ballots.remove(&address)
+        {
+            let _ = answer.send(vote);
         }
     }
 

@@ -312,7 +312,8 @@ impl Registry {
                     node.stats = Some(stats);
                 }
             }
-            ToOrchestrator::Heartbeat => {}
+            // Votes concern whoever asked for them, not who serves.
+            ToOrchestrator::Heartbeat | ToOrchestrator::Vote { .. } | ToOrchestrator::VoteRefused { .. } => {}
             ToOrchestrator::Register(_) => {
                 let failure = Failure::new(ReasonCode::Protocol, "a node registers once per connection");
                 out.push(Output::Send { connection, message: ToNode::Refused { failure } });
@@ -478,7 +479,7 @@ impl Registry {
         nodes.map(|node| node.connection).collect()
     }
 
-    fn address_of(&self, connection: ConnectionId) -> Option<Address> {
+    pub(crate) fn address_of(&self, connection: ConnectionId) -> Option<Address> {
         self.nodes.iter().find(|(_, node)| node.connection == connection).map(|(address, _)| *address)
     }
 
