@@ -1,5 +1,5 @@
 //! What an orchestrator remembers between runs, in one SQLite file: the nodes it has met, the coalitions it
-//! formed, and its settings. No SQL leaves this crate.
+//! formed, the sessions that were paid for, and its settings. No SQL leaves this crate.
 //!
 //! The file is private to its owner (mode 0600), written ahead (WAL), and migrated when opened. A file that is not
 //! a sound database is kept aside under another name, never overwritten, and [`Store::set_aside`] says so.
@@ -32,9 +32,11 @@
 
 mod coalitions;
 mod nodes;
+mod sessions;
 mod settings;
 mod store;
 
 pub use coalitions::{CoalitionRecord, CoalitionState};
 pub use nodes::NodeRecord;
+pub use sessions::{SessionRecord, SessionState, SessionStored};
 pub use store::{Store, StoreError};

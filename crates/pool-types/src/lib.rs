@@ -27,7 +27,7 @@ mod signature;
 
 pub use activation::Activation;
 pub use bytes::ByteSize;
-pub use ids::{Attempt, CoalitionId, Epoch, ModelId, RequestId};
+pub use ids::{Attempt, CoalitionId, Epoch, ModelId, RequestId, SessionId};
 pub use layers::{LayerRange, LayerRangeError};
 pub use money::{AmountError, FlowRate, Usdc, Usdcx};
 pub use reason::{Failure, ReasonCode};
