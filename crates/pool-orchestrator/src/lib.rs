@@ -5,8 +5,10 @@ mod completion;
 pub mod control;
 mod dataplane;
 pub mod gateway;
+mod payment;
 mod server;
 
 pub use completion::{CancelGuard, Completion, Completions, ServedModel, StartError};
 pub use dataplane::{DataPlane, DataPlaneCounters, DataPlaneEvent, DataPlaneSettings, Tap};
+pub use payment::{Fare, Payer, PaymentRefusal, Payments, Price};
 pub use server::{Orchestrator, OrchestratorConfig, OrchestratorError, run};

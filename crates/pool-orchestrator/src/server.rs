@@ -159,6 +159,7 @@ impl Orchestrator {
         let gateway = gateway::router(GatewayState {
             completions: Arc::new(dataplane.clone()),
             api_key: api_key.clone(),
+            payments: None,
             privacy: Privacy::OwnMachines,
             limits: Limits::default(),
             clock: Arc::new(SystemTime::now),

@@ -4,13 +4,14 @@ use std::sync::Arc;
 
 use axum::{
     extract::{Request, State},
-    http::{HeaderName, HeaderValue, header},
+    http::{HeaderMap, HeaderName, HeaderValue, header},
     middleware::Next,
     response::{IntoResponse, Response},
 };
 use sha2::{Digest, Sha256};
 
-use super::{Gateway, error::ApiError};
+use super::{Gateway, GatewayState, error::ApiError};
+use crate::{Payer, PaymentRefusal};
 
 /// The key that clients send as `Authorization: Bearer <key>`. Only its hash is kept.
 #[derive(Clone)]
@@ -40,20 +41,55 @@ impl std::fmt::Debug for ApiKey {
 #[derive(Clone)]
 pub(super) struct RequestTag(pub(super) String);
 
-/// Refuses requests without the key, where there is one.
-pub(super) async fn authorise(State(gateway): State<Arc<Gateway>>, request: Request, next: Next) -> Response {
-    let Some(key) = &gateway.state.api_key else { return next.run(request).await };
-    let given = request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
-    let bearer =
-        given.and_then(|value| value.split_once(' ')).filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"));
-    match bearer {
-        Some((_, given)) if key.matches(given.trim()) => next.run(request).await,
-        Some(_) => ApiError::unauthorized("The API key is not valid.").into_response(),
-        None => {
+/// The token of `Authorization: Bearer <token>`.
+pub(crate) fn bearer(headers: &HeaderMap) -> Option<&str> {
+    let given = headers.get(header::AUTHORIZATION)?.to_str().ok()?;
+    let (scheme, token) = given.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
+}
+
+/// Refuses requests without the key, where there is one. Where requests are paid for, the token of a session does as
+/// well, and whoever shows neither may still pay for one request; [`Gateway::admit`] sees to that.
+pub(super) async fn authorise(State(gateway): State<Arc<Gateway>>, mut request: Request, next: Next) -> Response {
+    let GatewayState { api_key, payments, .. } = &gateway.state;
+    if api_key.is_none() && payments.is_none() {
+        return next.run(request).await;
+    }
+    let bearer = bearer(request.headers());
+    if let (Some(key), Some(token)) = (api_key, bearer)
+        && key.matches(token)
+    {
+        request.extensions_mut().insert(Payer::Nobody);
+        return next.run(request).await;
+    }
+    match (payments, bearer) {
+        (Some(payments), Some(token)) => match payments.session_of(token) {
+            Some(session) => {
+                request.extensions_mut().insert(Payer::Session(session));
+                next.run(request).await
+            }
+            None => ApiError::unauthorized("The token is of no session that is known here.").into_response(),
+        },
+        (Some(_), None) => next.run(request).await,
+        (None, Some(_)) => ApiError::unauthorized("The API key is not valid.").into_response(),
+        (None, None) => {
             let message = "An API key is needed: send it in the header Authorization: Bearer <key>.";
             ApiError::unauthorized(message).into_response()
         }
     }
+}
+
+/// The wallet that pays for this one request, if the headers name one.
+pub(super) fn wallet(request: &Request) -> Result<Option<Payer>, PaymentRefusal> {
+    let Some(named) = request.headers().get("x-payer") else { return Ok(None) };
+    let address = named.to_str().ok().and_then(|text| text.trim().parse().ok());
+    let malformed =
+        || PaymentRefusal::Malformed("the header X-Payer must hold a wallet's address, like 0x0123...".to_owned());
+    let address = address.ok_or_else(malformed)?;
+    let payment = request.headers().get("payment-signature").map(|value| value.as_bytes().to_vec());
+    let host = request.headers().get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or("localhost");
+    let resource = format!("http://{host}{}", request.uri().path());
+    Ok(Some(Payer::Wallet { address, payment, resource }))
 }
 
 /// Gives each request an id and logs how it was answered: route, status and nothing that a client wrote.

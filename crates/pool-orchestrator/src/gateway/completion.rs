@@ -194,6 +194,7 @@ fn bare(head: &Head) -> TextCompletion {
             "type": "invalid_request_error", "param": "suffix", "code": "unsupported_parameter"
         }})),
         (status = 401, description = "The API key is missing or wrong.", body = ErrorBody),
+        (status = 402, description = "The request must be paid for: the header PAYMENT-REQUIRED says what and how (x402 version 2); or the session's time is used up.", body = ErrorBody),
         (status = 404, description = "There is no such model.", body = ErrorBody),
         (status = 413, description = "The body is too large.", body = ErrorBody),
         (status = 415, description = "The body is not JSON.", body = ErrorBody),

@@ -2,14 +2,14 @@ use std::fmt;
 
 use axum::{
     Json,
-    http::{HeaderValue, StatusCode, header},
+    http::{HeaderName, HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
 use pool_types::{Failure, ReasonCode};
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use crate::StartError;
+use crate::{PaymentRefusal, StartError};
 
 /// The body of every error, in OpenAI's form.
 #[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
@@ -45,11 +45,13 @@ pub(super) struct ApiError {
     param: Option<String>,
     message: String,
     retry_after: Option<u32>,
+    /// The value of the header `PAYMENT-REQUIRED`.
+    payment_required: Option<String>,
 }
 
 impl ApiError {
     fn new(status: StatusCode, kind: &'static str, code: Option<&'static str>, message: impl Into<String>) -> Self {
-        Self { status, kind, code, param: None, message: message.into(), retry_after: None }
+        Self { status, kind, code, param: None, message: message.into(), retry_after: None, payment_required: None }
     }
 
     fn retry_after(mut self, seconds: u32) -> Self {
@@ -87,6 +89,11 @@ impl ApiError {
     /// 401.
     pub(super) fn unauthorized(message: &str) -> Self {
         Self::new(StatusCode::UNAUTHORIZED, "invalid_request_error", Some("invalid_api_key"), message)
+    }
+
+    /// 402: what a session or a wallet paid for is used up.
+    pub(super) fn session_over(reason: &str) -> Self {
+        Self::new(StatusCode::PAYMENT_REQUIRED, "payment_error", Some("session_spent"), sentence(reason))
     }
 
     /// 404: a model that nobody offers.
@@ -162,11 +169,44 @@ impl IntoResponse for ApiError {
         if let Some(seconds) = self.retry_after {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }
+        if let Some(value) = self.payment_required.and_then(|value| HeaderValue::try_from(value).ok()) {
+            response.headers_mut().insert(HeaderName::from_static("payment-required"), value);
+        }
         if self.status == StatusCode::UNAUTHORIZED {
             response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
         response
     }
+}
+
+impl From<PaymentRefusal> for ApiError {
+    fn from(refusal: PaymentRefusal) -> Self {
+        let message = sentence(&refusal.to_string());
+        let paid = |code| Self::new(StatusCode::PAYMENT_REQUIRED, "payment_error", Some(code), message.clone());
+        match refusal {
+            PaymentRefusal::NoPayer => {
+                Self::new(StatusCode::BAD_REQUEST, "invalid_request_error", Some("payer_missing"), message)
+            }
+            PaymentRefusal::Malformed(_) => {
+                Self::new(StatusCode::BAD_REQUEST, "invalid_request_error", Some("payment_malformed"), message)
+            }
+            PaymentRefusal::Required { header, code, .. } => Self { payment_required: Some(header), ..paid(code) },
+            PaymentRefusal::Over { code, .. } => paid(code),
+            PaymentRefusal::Busy(_) => {
+                Self::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", Some("session_busy"), message)
+                    .retry_after(1)
+            }
+            PaymentRefusal::Unavailable(_) => unavailable("chain_unavailable", message),
+        }
+    }
+}
+
+/// A phrase as a sentence: with a capital and a full stop.
+fn sentence(phrase: &str) -> String {
+    let mut letters = phrase.chars();
+    let first: String = letters.next().into_iter().flat_map(char::to_uppercase).collect();
+    let stop = if phrase.ends_with(['.', '?']) { "" } else { "." };
+    format!("{first}{}{stop}", letters.as_str())
 }
 
 impl From<StartError> for ApiError {

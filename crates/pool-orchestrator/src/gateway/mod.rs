@@ -42,7 +42,7 @@ use tower_http::catch_panic::CatchPanicLayer;
 pub use access::ApiKey;
 pub use response::Privacy;
 
-use crate::{Completions, ServedModel};
+use crate::{Completions, Payer, PaymentRefusal, Payments, ServedModel};
 use access::RequestTag;
 use error::ApiError;
 use respond::Place;
@@ -55,8 +55,10 @@ pub type Clock = Arc<dyn Fn() -> SystemTime + Send + Sync>;
 pub struct GatewayState {
     /// Where prompts go.
     pub completions: Arc<dyn Completions>,
-    /// The key clients must send; `None` lets everybody in, for loopback only.
+    /// The key clients must send; `None` lets everybody in, for loopback only. Who has it need not pay.
     pub api_key: Option<ApiKey>,
+    /// Who keeps the accounts; `None` serves without payment.
+    pub payments: Option<Arc<dyn Payments>>,
     /// Who may read what is said.
     pub privacy: Privacy,
     /// What clients may take.
@@ -103,7 +105,13 @@ impl Gateway {
         let full = |_| ApiError::too_many(self.state.limits.max_concurrent);
         let permit = self.places.clone().try_acquire_owned().map_err(full)?;
         let id = request.extensions().get::<RequestTag>().map(|tag| tag.0.clone()).unwrap_or_default();
-        Ok(Place { _permit: permit, id, since: tokio::time::Instant::now() })
+        let payer = request.extensions().get::<Payer>().cloned();
+        let payer = match (&self.state.payments, payer) {
+            (None, _) => Payer::Nobody,
+            (Some(_), Some(payer)) => payer,
+            (Some(_), None) => access::wallet(request)?.ok_or(PaymentRefusal::NoPayer)?,
+        };
+        Ok(Place { _permit: permit, id, since: tokio::time::Instant::now(), payer })
     }
 
     /// The bytes of a JSON object.

@@ -14,7 +14,7 @@ use super::{
     error::{ApiError, ErrorBody},
     response::{Privacy, ServedBy, served_by},
 };
-use crate::ServedModel;
+use crate::{Price, ServedModel};
 
 /// The models that can be asked for.
 #[derive(Debug, Serialize, ToSchema)]
@@ -54,10 +54,40 @@ struct ModelMetadata {
     privacy_notice: &'static str,
     /// Who holds which layers now, entry first.
     served_by: Vec<ServedBy>,
+    /// What it costs; absent where nothing is charged.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    price: Option<ModelPrice>,
+}
+
+/// What a model costs. Amounts are whole units of 10^-6 USDC, as text.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = ComputePoolPrice)]
+struct ModelPrice {
+    /// A second, while any request of a session runs.
+    #[schema(example = "100")]
+    per_second: String,
+    /// Seconds that a session's stream goes on after its last request; they are charged.
+    linger_seconds: u64,
+    /// A million tokens of answer at the measured speed, one request at a time; null before any was measured.
+    #[schema(required, example = "5000000")]
+    per_million_tokens: Option<String>,
+}
+
+impl ModelPrice {
+    fn new(price: Price) -> Self {
+        Self {
+            per_second: price.rate.units_per_second().to_string(),
+            linger_seconds: price.linger,
+            per_million_tokens: price.per_million_tokens.map(|price| price.units().to_string()),
+        }
+    }
 }
 
 impl ModelEntry {
-    fn new(model: &ServedModel, privacy: Privacy) -> Self {
+    fn new(model: &ServedModel, gateway: &Gateway) -> Self {
+        let privacy = gateway.state.privacy;
+        let price = gateway.state.payments.as_ref().and_then(|payments| payments.price(&model.name));
         Self {
             id: model.name.clone(),
             object: "model",
@@ -69,6 +99,7 @@ impl ModelEntry {
                 privacy,
                 privacy_notice: privacy.sentence(),
                 served_by: served_by(model),
+                price: price.map(ModelPrice::new),
             },
         }
     }
@@ -97,7 +128,7 @@ impl ModelEntry {
 )]
 pub(super) async fn list(State(gateway): State<Arc<Gateway>>) -> Json<ModelList> {
     let models = gateway.state.completions.models();
-    let data = models.iter().map(|model| ModelEntry::new(model, gateway.state.privacy)).collect();
+    let data = models.iter().map(|model| ModelEntry::new(model, &gateway)).collect();
     Json(ModelList { object: "list", data })
 }
 
@@ -129,5 +160,5 @@ pub(super) async fn one(
     Path(id): Path<String>,
 ) -> Result<Json<ModelEntry>, ApiError> {
     let model = gateway.model(Some(&id))?;
-    Ok(Json(ModelEntry::new(&model, gateway.state.privacy)))
+    Ok(Json(ModelEntry::new(&model, &gateway)))
 }

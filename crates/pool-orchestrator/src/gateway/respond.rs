@@ -13,7 +13,10 @@ use axum::{
 use futures::{StreamExt, future, stream, stream::BoxStream};
 use pool_models::Tokenizer;
 use serde::Serialize;
-use tokio::{sync::OwnedSemaphorePermit, time::Instant};
+use tokio::{
+    sync::{OwnedSemaphorePermit, watch},
+    time::Instant,
+};
 
 use super::{
     Gateway,
@@ -23,7 +26,7 @@ use super::{
     run::{self, Event, TextRules, What},
     settings::Settings,
 };
-use crate::ServedModel;
+use crate::{Fare, Payer, ServedModel};
 
 /// A request that is let in: it holds one of the gateway's places until its answer ends or its client goes.
 pub(super) struct Place {
@@ -31,6 +34,7 @@ pub(super) struct Place {
     /// The request's id in logs and in the header `x-request-id`.
     pub(super) id: String,
     pub(super) since: Instant,
+    pub(super) payer: Payer,
 }
 
 /// A request, understood.
@@ -63,8 +67,18 @@ pub(super) async fn respond<F: Format>(gateway: &Gateway, job: Job) -> Result<Re
         TextRules { tokenizer: tokenizer.clone(), continues: F::CONTINUES, stop: settings.stop.clone(), logprobs };
 
     let usage = Usage::of_prompts(prompt_tokens);
-    let mut record = Record { place, model: model.name.clone(), choices: count, usage, first: None, outcome: "left" };
+    let mut record =
+        Record { place, model: model.name.clone(), choices: count, usage, first: None, outcome: "left", _fare: None };
     let mut events = run::run(gateway.state.completions.clone(), model.name.clone(), choices, rules).boxed();
+    let mut settlement = None;
+    if let Some(payments) = &gateway.state.payments {
+        let answers: u64 = budgets.iter().map(|&budget| u64::from(budget) * u64::from(settings.n)).sum();
+        let boarded = payments.board(&record.place.payer, &model.name, prompt_tokens + answers).await;
+        let mut fare = boarded.map_err(|refusal| record.fail(refusal.into()))?;
+        settlement = fare.settlement.take();
+        events = while_paid(events, fare.spent.clone());
+        record._fare = Some(fare);
+    }
     let first = match events.next().await {
         Some(Ok(event)) => event,
         Some(Err(error)) => return Err(record.fail(error)),
@@ -76,14 +90,45 @@ pub(super) async fn respond<F: Format>(gateway: &Gateway, job: Job) -> Result<Re
         let with_usage = settings.include_usage;
         let (queue, format) = (VecDeque::new(), PhantomData::<F>);
         let writer = Writer { events: Some(events), head, tokenizer, logprobs, with_usage, record, queue, format };
-        return Ok(writer.into_response(gateway.state.limits.keep_alive));
+        let response = writer.into_response(gateway.state.limits.keep_alive);
+        return Ok(with_settlement(response, settlement));
     }
     let choices = match collect(events, count, &mut record).await {
         Ok(choices) => choices,
         Err(error) => return Err(record.fail(error)),
     };
     record.outcome = "answered";
-    Ok(Json(F::whole(&head, &tokenizer, logprobs, choices, record.usage)).into_response())
+    let response = Json(F::whole(&head, &tokenizer, logprobs, choices, record.usage)).into_response();
+    Ok(with_settlement(response, settlement))
+}
+
+/// The events until the payer's time is used up, then an error. What still ran is dropped, which ends it on every
+/// shard.
+fn while_paid(events: Events, mut spent: watch::Receiver<Option<&'static str>>) -> Events {
+    let used_up = async move {
+        let reason = spent.wait_for(Option::is_some).await.map(|reason| *reason);
+        match reason {
+            Ok(reason) => ApiError::session_over(reason.unwrap_or_default()),
+            // The accounts are gone: the server is shutting down, and the answer ends with it.
+            Err(_) => future::pending().await,
+        }
+    };
+    let paid = stream::unfold((Some(events), Box::pin(used_up)), |(events, mut used_up)| async move {
+        let mut events = events?;
+        tokio::select! {
+            biased;
+            error = &mut used_up => Some((Err(error), (None, used_up))),
+            event = events.next() => event.map(|event| (event, (Some(events), used_up))),
+        }
+    });
+    paid.boxed()
+}
+
+fn with_settlement(mut response: Response, settlement: Option<String>) -> Response {
+    if let Some(value) = settlement.and_then(|value| HeaderValue::try_from(value).ok()) {
+        response.headers_mut().insert(HeaderName::from_static("payment-response"), value);
+    }
+    response
 }
 
 async fn collect(mut events: Events, count: usize, record: &mut Record) -> Result<Vec<Collected>, ApiError> {
@@ -178,6 +223,8 @@ struct Record {
     usage: Usage,
     first: Option<Duration>,
     outcome: &'static str,
+    /// Charged until the record is dropped, with the answer.
+    _fare: Option<Fare>,
 }
 
 impl Record {

@@ -5,7 +5,10 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use pool_orchestrator::gateway::{ApiKey, GatewayState, Limits, Privacy, router};
+use pool_orchestrator::{
+    Payments,
+    gateway::{ApiKey, GatewayState, Limits, Privacy, router},
+};
 use reqwest::{Method, header::HeaderMap};
 use serde_json::Value;
 
@@ -39,9 +42,29 @@ impl Server {
     }
 
     pub(crate) async fn with(script: Arc<Script>, key: Option<&str>, limits: Limits) -> Self {
+        Self::serve(script, key, limits, None).await
+    }
+
+    /// A gateway whose requests are paid for.
+    pub(crate) async fn paid(
+        script: Arc<Script>,
+        key: Option<&str>,
+        limits: Limits,
+        payments: Arc<dyn Payments>,
+    ) -> Self {
+        Self::serve(script, key, limits, Some(payments)).await
+    }
+
+    async fn serve(
+        script: Arc<Script>,
+        key: Option<&str>,
+        limits: Limits,
+        payments: Option<Arc<dyn Payments>>,
+    ) -> Self {
         let state = GatewayState {
             completions: script,
             api_key: key.map(ApiKey::new),
+            payments,
             privacy: Privacy::OwnMachines,
             limits,
             clock: Arc::new(|| SystemTime::UNIX_EPOCH + Duration::from_secs(NOW)),

@@ -6,6 +6,7 @@ mod answers;
 mod client;
 mod logs;
 mod model;
+mod payments;
 mod refusals;
 mod schema;
 mod script;
