@@ -74,6 +74,12 @@ impl Store {
         self.set_aside.as_deref()
     }
 
+    /// The store's connections, for a crate that keeps tables of its own in this file (the journal does). It brings
+    /// its own migrations under a name of its own, and leaves the store's tables alone.
+    pub fn connections(&self) -> &SqlitePool {
+        &self.pool
+    }
+
     /// Writes everything out and closes the connections.
     pub async fn close(self) {
         self.pool.close().await;
