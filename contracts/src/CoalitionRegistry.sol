@@ -352,11 +352,7 @@ contract CoalitionRegistry is ICoalitionRegistry, EIP712 {
         _takeUp(gdaPool);
     }
 
-    function _unitsBefore(Member[] memory former, bool[] memory stays, address operator)
-        private
-        pure
-        returns (uint32)
-    {
+    function _unitsBefore(Member[] memory former, bool[] memory stays, address operator) private pure returns (uint32) {
         for (uint256 i; i < former.length; ++i) {
             if (former[i].operator == operator) {
                 stays[i] = true;

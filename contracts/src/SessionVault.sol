@@ -19,6 +19,9 @@ contract SessionVault is ISessionVault {
 
     /// What `refund` gets inside `close`. Twice the dearest refund measured (four forced pool connections and an inflow).
     uint256 public constant REFUND_GAS = 600_000;
+    /// What `close` wants at its start: the dearest stop, and the refund. Asked for early, so that an estimate of the
+    /// gas, which finds the lowest limit that succeeds, has room for what changes until the transaction is included.
+    uint256 public constant CLOSE_GAS = 1_250_000;
 
     address public immutable usdc;
     address public immutable usdcx;
@@ -99,13 +102,14 @@ contract SessionVault is ISessionVault {
     // ---- money out ----
 
     function close() external {
+        if (gasleft() < CLOSE_GAS) revert OutOfGas();
         Terms memory t = terms();
         if (!_mayEnd(t)) revert NotAllowed();
         closed = true;
         emit Closed(msg.sender);
         _halt(t.pool);
-        // Without a sum that is certain to reach it, the caller's gas limit (and eth_estimateGas, which looks for the
-        // lowest that succeeds) would decide whether the payer is refunded. A call gets at most 63/64 of what is left.
+        // Otherwise the caller's gas limit would decide whether the payer is refunded. A call gets at most 63/64 of what
+        // is left, so this much must be.
         if (gasleft() < REFUND_GAS + REFUND_GAS / 63 + 10_000) revert OutOfGas();
         try this.refund{gas: REFUND_GAS}() {}
         catch {

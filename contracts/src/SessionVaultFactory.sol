@@ -45,16 +45,17 @@ contract SessionVaultFactory is ISessionVaultFactory {
 
     function _settle(address payer, address vault, Voucher calldata voucher) private {
         if (IERC3009(usdc).authorizationState(payer, voucher.nonce)) return;
-        IERC3009(usdc).transferWithAuthorization(
-            payer,
-            vault,
-            voucher.value,
-            voucher.validAfter,
-            voucher.validBefore,
-            voucher.nonce,
-            voucher.v,
-            voucher.r,
-            voucher.s
-        );
+        IERC3009(usdc)
+            .transferWithAuthorization(
+                payer,
+                vault,
+                voucher.value,
+                voucher.validAfter,
+                voucher.validBefore,
+                voucher.nonce,
+                voucher.v,
+                voucher.r,
+                voucher.s
+            );
     }
 }

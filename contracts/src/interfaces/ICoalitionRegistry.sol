@@ -83,7 +83,9 @@ interface ICoalitionRegistry {
     event Registered(address indexed operator);
     event PoolCreated(bytes32 indexed poolId, address indexed owner, bytes32 label, address gdaPool);
     /// `proposal` is the digest. The text is in the event, so that anybody can hash it again.
-    event Activated(bytes32 indexed poolId, uint64 indexed epoch, bytes32 indexed proposal, address gdaPool, Proposal text);
+    event Activated(
+        bytes32 indexed poolId, uint64 indexed epoch, bytes32 indexed proposal, address gdaPool, Proposal text
+    );
     /// A standby took over a place with its layers and units.
     event Swapped(
         bytes32 indexed poolId, uint64 indexed epoch, uint32 place, address indexed from, address to, uint32 units
