@@ -17,11 +17,11 @@ contract SessionVault is ISessionVault {
     /// their sum at 1,000,000) nothing is ever rounded, and every second moves a whole number of USDC units.
     int96 public constant UNIT = 1e12;
 
-    /// What `refund` gets inside `close`. Twice the dearest refund measured (four forced pool connections and an inflow).
-    uint256 public constant REFUND_GAS = 600_000;
+    /// What `refund` gets inside `close`; the dearest one (four forced pool connections and an inflow) uses 275,000.
+    uint256 public constant REFUND_GAS = 500_000;
     /// What `close` wants at its start: the dearest stop, and the refund. Asked for early, so that an estimate of the
     /// gas, which finds the lowest limit that succeeds, has room for what changes until the transaction is included.
-    uint256 public constant CLOSE_GAS = 1_250_000;
+    uint256 public constant CLOSE_GAS = 1_200_000;
 
     address public immutable usdc;
     address public immutable usdcx;
