@@ -5,7 +5,9 @@ use std::{fmt, path::PathBuf, str::FromStr};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use pool_coalition::proposal::RegistryDomain;
 use pool_orchestrator::control::ServingWishes;
-use pool_types::Activation;
+use pool_types::{Activation, FlowRate};
+
+use crate::paying::PayOptions;
 
 /// One large model over several computers, answered through an OpenAI endpoint.
 #[derive(Debug, Parser)]
@@ -124,6 +126,46 @@ impl ServingArguments {
     }
 }
 
+/// How requests are paid.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct PayArguments {
+    /// Requests are paid: by sessions on the chain, one voucher each
+    #[arg(long)]
+    pub(crate) pay: bool,
+    /// The chain's node, JSON-RPC over HTTP [default: a local chain is started with the cluster]
+    #[arg(long, env = "COMPUTEPOOL_RPC", hide_env_values = true, value_name = "URL", requires = "pay")]
+    pub(crate) rpc: Option<String>,
+    /// The same node over WebSocket, for news of blocks as they come
+    #[arg(long, env = "COMPUTEPOOL_RPC_WS", hide_env_values = true, value_name = "URL", requires = "rpc")]
+    pub(crate) rpc_ws: Option<String>,
+    /// Which chain: the name of an address book in contracts/addresses
+    #[arg(long, default_value = "local", value_name = "NAME")]
+    pub(crate) network: String,
+    /// Another address book
+    #[arg(long, value_name = "FILE", requires = "pay")]
+    pub(crate) address_book: Option<PathBuf>,
+    /// Price of a second while a session's requests run, in units of 10^-6 USDC
+    #[arg(long, default_value_t = 100, value_name = "UNITS", value_parser = clap::value_parser!(u64).range(1..=1_000_000_000))]
+    pub(crate) rate: u64,
+    /// Seconds that a session's stream goes on after its last request; they are charged
+    #[arg(long, default_value_t = 5, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(0..=3600))]
+    pub(crate) linger: u64,
+}
+
+impl PayArguments {
+    pub(crate) fn options(&self, keep_chain: bool) -> Option<PayOptions> {
+        self.pay.then(|| PayOptions {
+            rpc: self.rpc.clone(),
+            websocket: self.rpc_ws.clone(),
+            network: self.network.clone(),
+            address_book: self.address_book.clone(),
+            rate: FlowRate::from_units_per_second(self.rate),
+            linger: self.linger,
+            keep_chain,
+        })
+    }
+}
+
 #[derive(Clone, Debug, Args)]
 pub(crate) struct UpArguments {
     /// A folder with config.json and safetensors, or a GGUF file
@@ -146,6 +188,8 @@ pub(crate) struct UpArguments {
     pub(crate) cpus: Vec<CpuSet>,
     #[command(flatten)]
     pub(crate) serving: ServingArguments,
+    #[command(flatten)]
+    pub(crate) pay: PayArguments,
     /// The key that clients must send [default: none, everybody who reaches the address may ask]
     #[arg(long, env = "COMPUTEPOOL_API_KEY", hide_env_values = true, value_name = "KEY")]
     pub(crate) api_key: Option<String>,

@@ -13,9 +13,11 @@ use std::{
 };
 
 use anyhow::{Context, Result, anyhow, bail};
+use pool_chain::devnet::Devnet;
+use pool_coalition::proposal::RegistryDomain;
 use pool_node::{ResourceLimits, find_shard_program, measure_capabilities};
 use pool_orchestrator::{
-    Orchestrator, OrchestratorConfig,
+    Money, Orchestrator, OrchestratorConfig,
     control::{CoalitionView, ControlTap, ServingWishes, Stage, Timing},
 };
 use pool_sense::{HostSense, Sense};
@@ -31,6 +33,7 @@ use tracing::{error, info, warn};
 
 use crate::{
     arguments::CpuSet,
+    paying::{PaidOn, PayOptions},
     serving,
     state::{Keys, StateFolder},
 };
@@ -58,6 +61,8 @@ pub(crate) struct ClusterOptions {
     pub(crate) cpus: Vec<CpuSet>,
     pub(crate) wishes: ServingWishes,
     pub(crate) api_key: Option<String>,
+    /// How requests are paid; `None` answers without payment.
+    pub(crate) pay: Option<PayOptions>,
     pub(crate) verbose: u8,
 }
 
@@ -70,6 +75,8 @@ pub(crate) struct Cluster {
     nodes: Vec<JoinHandle<()>>,
     /// Nodes that cannot run, with the reason.
     hopeless: mpsc::Receiver<String>,
+    money: Option<Money>,
+    devnet: Option<Devnet>,
 }
 
 impl Cluster {
@@ -79,6 +86,12 @@ impl Cluster {
         let model = serving::open_model(&options.model)?;
         let Keys { roster, gateway, nodes } = folder.keys(options.shards)?;
         let quantise = options.wishes.quantise;
+        let paid = match &options.pay {
+            Some(pay) => Some(PaidOn::prepare(folder, pay).await?),
+            None => None,
+        };
+        let registry = paid.as_ref().map(PaidOn::registry);
+        let (money, devnet) = paid.map_or((None, None), |paid| (Some(paid.config), paid.devnet));
         let orchestrator = Orchestrator::bind(OrchestratorConfig {
             api: options.api.clone(),
             database: folder.database(),
@@ -94,12 +107,13 @@ impl Cluster {
             timing: Timing::default(),
             control_tap: ControlTap::default(),
             data_tap: None,
+            money,
         })
         .await?;
         let address = orchestrator.address();
         folder.write_holder(Some(address.to_string()))?;
         warn_when_open(address, options.api_key.as_deref());
-        let view = orchestrator.view();
+        let (view, money) = (orchestrator.view(), orchestrator.money());
         let shutdown = CancellationToken::new();
 
         // Measured once: nodes that measure at the same time would see each other's load, not the machine.
@@ -123,12 +137,13 @@ impl Cluster {
                     capabilities: capabilities.clone(),
                     cpus: options.cpus.get(index % options.cpus.len().max(1)).cloned(),
                     quantise,
+                    registry,
                     verbose: options.verbose,
                 };
                 tokio::spawn(node.keep_running(shutdown.clone(), tell.clone()))
             })
             .collect();
-        Ok(Self { address, view, shutdown, server, nodes, hopeless })
+        Ok(Self { address, view, shutdown, server, nodes, hopeless, money, devnet })
     }
 
     /// Where the endpoint listens.
@@ -167,11 +182,34 @@ impl Cluster {
             }
         };
         match (&view.state, &view.obstacle, &view.last_failure) {
-            (Stage::Active, ..) => Ok(()),
+            (Stage::Active, ..) => self.paid_for(deadline).await,
             (_, Some(obstacle), _) => Err(anyhow!("{obstacle}")),
             (_, None, Some(failure)) => Err(anyhow!("{failure}")),
             (_, None, None) => Err(anyhow!("no coalition could be formed")),
         }
+    }
+
+    /// Returns when sessions can be opened, where requests are paid.
+    async fn paid_for(&self, deadline: Duration) -> Result<()> {
+        let Some(money) = &self.money else { return Ok(()) };
+        let mut pool = money.pool();
+        match timeout(deadline, pool.wait_for(Option::is_some)).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(_)) => bail!("the orchestrator ended while it was starting"),
+            Err(_) => {
+                bail!("the coalition was not activated on the chain after {} s; the log says why", deadline.as_secs())
+            }
+        }
+    }
+
+    /// Sessions and their payment, where requests are paid.
+    pub(crate) fn money(&self) -> Option<&Money> {
+        self.money.as_ref()
+    }
+
+    /// The local chain that was started with the cluster.
+    pub(crate) fn devnet(&self) -> Option<&Devnet> {
+        self.devnet.as_ref()
     }
 
     /// Runs until `stop`; an error when the endpoint failed before.
@@ -198,6 +236,12 @@ impl Cluster {
                 Ok(Ok(())) => {}
                 Err(error) => error!(%error, "the orchestrator broke"),
             }
+        }
+        // The chain goes last: streams were stopped on it.
+        if let Some(mut devnet) = self.devnet
+            && let Err(error) = devnet.stop().await
+        {
+            error!(%error, "the local chain failed while it ended");
         }
     }
 }
@@ -257,6 +301,7 @@ struct NodeProcess {
     capabilities: Capabilities,
     cpus: Option<CpuSet>,
     quantise: bool,
+    registry: Option<RegistryDomain>,
     verbose: u8,
 }
 
@@ -275,6 +320,9 @@ impl NodeProcess {
         }
         if self.quantise {
             command.arg("--quantise");
+        }
+        if let Some(registry) = &self.registry {
+            command.args(["--registry", &registry.to_string()]);
         }
         command.args(std::iter::repeat_n("-v", usize::from(self.verbose)));
         // Its input stays open as long as this process lives; Ctrl-C in the terminal is for this process alone,

@@ -48,6 +48,7 @@ pub(crate) fn run(arguments: DemoArguments) -> Result<ExitCode> {
         cpus: Vec::new(),
         wishes: ServingWishes { shards: Some(arguments.shards), ..ServingWishes::default() },
         api_key: None,
+        pay: None,
         verbose: arguments.verbose,
     };
     serving::runtime(2)?.block_on(async {

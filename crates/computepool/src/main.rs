@@ -11,6 +11,7 @@ mod inspect;
 mod logs;
 mod node;
 mod orchestrator;
+mod paying;
 mod plan;
 mod processes;
 mod serving;

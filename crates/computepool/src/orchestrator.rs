@@ -43,6 +43,7 @@ pub(crate) fn run(arguments: OrchestratorArguments) -> Result<ExitCode> {
         timing: Timing::default(),
         control_tap: ControlTap::default(),
         data_tap: None,
+        money: None,
     };
     serving::runtime(2)?.block_on(async {
         let shutdown = stop::on_signal()?;

@@ -5,6 +5,8 @@
 //! passphrase      random, opens the keystores below
 //! roster.json     who may link with whom
 //! gateway/        keystore of the gateway
+//! sentinel/       keystore of the sentinel, where requests are paid
+//! devnet.json     the local chain, where one was started
 //! node-1/ ...     keystore and log of each node
 //! state.db        the orchestrator's database
 //! log.jsonl       the log
@@ -128,10 +130,25 @@ impl StateFolder {
         write().with_context(|| format!("cannot write {}", self.path.join("lock").display()))
     }
 
+    /// The gateway's key.
+    pub(crate) fn gateway(&self) -> Result<PrivateKeySigner> {
+        self.key("gateway")
+    }
+
+    /// The key that may stop streams which run short, and nothing else.
+    pub(crate) fn sentinel(&self) -> Result<PrivateKeySigner> {
+        self.key("sentinel")
+    }
+
+    fn key(&self, name: &str) -> Result<PrivateKeySigner> {
+        let passphrase = Passphrase::from_file_or_random(&self.passphrase())?;
+        Ok(open_or_create(&self.path.join(name), &passphrase)?)
+    }
+
     /// Keys and roster for `nodes` nodes: those that are here when they fit together, else new ones.
     pub(crate) fn keys(&self, nodes: u32) -> Result<Keys> {
         let passphrase = Passphrase::from_file_or_random(&self.passphrase())?;
-        let gateway = open_or_create(&self.path.join("gateway"), &passphrase)?;
+        let gateway = self.gateway()?;
         let folders: Vec<PathBuf> = (1..=nodes).map(|n| self.path.join(format!("node-{n}"))).collect();
         let mut members =
             vec![RosterMember { address: gateway.address(), name: "gateway".to_owned(), role: RosterRole::Gateway }];

@@ -31,6 +31,7 @@ pub(crate) fn run(arguments: Box<UpArguments>) -> Result<ExitCode> {
         cpus: arguments.cpus.clone(),
         wishes: arguments.serving.wishes(Some(arguments.shards)),
         api_key: arguments.api_key.clone(),
+        pay: arguments.pay.options(true),
         verbose: arguments.verbose,
     };
     serving::runtime(2)?.block_on(async {

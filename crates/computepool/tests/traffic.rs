@@ -64,6 +64,7 @@ async fn the_orchestrator_never_sees_a_hidden_state() {
         timing: Timing::default(),
         control_tap,
         data_tap: Some(data_tap),
+        money: None,
     })
     .await
     .unwrap();

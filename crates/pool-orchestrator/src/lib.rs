@@ -5,10 +5,12 @@ mod completion;
 pub mod control;
 mod dataplane;
 pub mod gateway;
+mod money;
 mod payment;
 mod server;
 
 pub use completion::{CancelGuard, Completion, Completions, ServedModel, StartError};
 pub use dataplane::{DataPlane, DataPlaneCounters, DataPlaneEvent, DataPlaneSettings, Tap};
+pub use money::{Money, MoneyConfig, MoneyError, SessionReceipt};
 pub use payment::{Fare, Payer, PaymentRefusal, Payments, Price};
 pub use server::{Orchestrator, OrchestratorConfig, OrchestratorError, run};

@@ -1,5 +1,7 @@
 //! The seam between the gateway (HTTP) and whoever keeps the accounts: who pays for a request, and for how long.
 
+use std::time::Duration;
+
 use alloy_primitives::Address;
 use async_trait::async_trait;
 use pool_types::{FlowRate, SessionId, Usdc};
@@ -97,4 +99,7 @@ pub trait Payments: Send + Sync + 'static {
     /// Begins to charge `payer` for a request for `model` that may take so many tokens. Nothing may be worked before
     /// it returns.
     async fn board(&self, payer: &Payer, model: &str, tokens: u64) -> Result<Fare, PaymentRefusal>;
+
+    /// An answer of so many tokens has ended; they took so long from the first to the last.
+    fn answered(&self, tokens: u64, decoding: Duration);
 }

@@ -19,12 +19,13 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::{
-    ServedModel,
+    Completions, Money, MoneyConfig, MoneyError, Payments, ServedModel,
     control::{
         self, CoalitionView, ControlPlane, ControlSettings, ControlTap, Serving, ServingError, ServingWishes, Timing,
     },
     dataplane::{DataPlane, DataPlaneSettings, Tap},
     gateway::{self, ApiKey, GatewayState, Limits, Privacy},
+    money::{self, MoneyTasks},
 };
 
 /// After a stop, answers that still run may take this long.
@@ -61,6 +62,8 @@ pub struct OrchestratorConfig {
     pub control_tap: ControlTap,
     /// Sees every frame on the gateway's links.
     pub data_tap: Option<Tap>,
+    /// How requests are paid; `None` serves without payment.
+    pub money: Option<MoneyConfig>,
 }
 
 /// Why an orchestrator cannot start or go on.
@@ -90,6 +93,9 @@ pub enum OrchestratorError {
     /// The database failed.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// Sessions cannot be sold.
+    #[error("payment does not work: {0}")]
+    Money(#[from] MoneyError),
     /// Accepting connections failed.
     #[error("the server failed: {0}")]
     Serve(io::Error),
@@ -113,6 +119,7 @@ pub struct Orchestrator {
     control_task: JoinHandle<()>,
     dataplane: DataPlane,
     store: Store,
+    money: Option<(Money, MoneyTasks)>,
 }
 
 impl Orchestrator {
@@ -137,6 +144,7 @@ impl Orchestrator {
             queue_deadline: config.queue_deadline,
             tap: config.data_tap,
         };
+        let wallet = config.wallet.clone();
         let (dataplane, events) = DataPlane::new(config.wallet, settings);
         dataplane.offer_model(ServedModel {
             name: config.model_name.clone(),
@@ -149,23 +157,32 @@ impl Orchestrator {
         let settings = ControlSettings {
             roster: config.roster,
             model: config.model,
-            model_name: config.model_name,
+            model_name: config.model_name.clone(),
             serving,
             timing: config.timing,
             tap: config.control_tap,
         };
         let (control, control_task) = ControlPlane::start(settings, store.clone(), dataplane.clone(), events).await?;
+        let completions: Arc<dyn Completions> = Arc::new(dataplane.clone());
+        let money = match config.money {
+            Some(money) => {
+                let name = config.model_name.clone();
+                Some(Money::start(money, wallet, store.clone(), control.clone(), completions.clone(), name).await?)
+            }
+            None => None,
+        };
         let api_key = config.api_key.as_deref().map(ApiKey::new);
         let gateway = gateway::router(GatewayState {
-            completions: Arc::new(dataplane.clone()),
+            completions,
             api_key: api_key.clone(),
-            payments: None,
+            payments: money.as_ref().map(|(money, _)| Arc::new(money.clone()) as Arc<dyn Payments>),
             privacy: Privacy::OwnMachines,
             limits: Limits::default(),
             clock: Arc::new(SystemTime::now),
         });
-        let app = gateway.merge(control::router(control.clone(), dataplane.clone(), api_key));
-        Ok(Self { listener, address, app, control, control_task, dataplane, store })
+        let sessions = money::routes::router(money.as_ref().map(|(money, _)| money.clone()), api_key.clone());
+        let app = gateway.merge(sessions).merge(control::router(control.clone(), dataplane.clone(), api_key));
+        Ok(Self { listener, address, app, control, control_task, dataplane, store, money })
     }
 
     /// Where it listens.
@@ -176,6 +193,11 @@ impl Orchestrator {
     /// The coalition as it is now, and its changes.
     pub fn view(&self) -> watch::Receiver<Arc<CoalitionView>> {
         self.control.view()
+    }
+
+    /// Sessions and their payment, where they are sold.
+    pub fn money(&self) -> Option<Money> {
+        self.money.as_ref().map(|(money, _)| money.clone())
     }
 
     /// The gateway's end of the data plane.
@@ -202,6 +224,10 @@ impl Orchestrator {
             () = shutdown.cancelled() => None,
             ended = &mut server => Some(ended),
         };
+        // Streams stop first: nobody pays for what is not served.
+        if let Some((_, tasks)) = self.money {
+            tasks.stop().await;
+        }
         self.control.stop().await;
         let _ = self.control_task.await;
         let outcome = match early {

@@ -154,6 +154,15 @@ impl Store {
         Ok(number as u64)
     }
 
+    /// How many rates were intended for a session: the newest one's number.
+    pub async fn rates_intended(&self, id: SessionId) -> Result<u64, StoreError> {
+        let number: Option<i64> = sqlx::query_scalar("SELECT rates FROM sessions WHERE id = $1")
+            .bind(id.to_string())
+            .fetch_optional(&self.pool)
+            .await?;
+        Ok(number.unwrap_or_default() as u64)
+    }
+
     /// Keeps what a closed session came to; the first receipt stands.
     pub async fn session_receipt<R: Serialize>(&self, id: SessionId, receipt: &R) -> Result<(), StoreError> {
         sqlx::query("UPDATE sessions SET receipt = $2 WHERE id = $1 AND receipt IS NULL")

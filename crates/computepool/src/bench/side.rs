@@ -92,6 +92,7 @@ impl Side {
                 ..ServingWishes::default()
             },
             api_key: None,
+            pay: None,
             verbose: 0,
         };
         let mut cluster = Cluster::start(&mut folder, options).await?;

@@ -28,9 +28,10 @@ use crate::{
 };
 
 /// The actions that workflows may name. Who adds one adds the code behind it where a runner is started.
-pub const ACTIONS: [&str; 13] = [
+pub const ACTIONS: [&str; 14] = [
     "coalition/propose",
     "coalition/vote",
+    "coalition/register",
     "coalition/activate",
     "coalition/drain",
     "coalition/dissolve",

@@ -93,7 +93,7 @@ pub(super) fn wallet(request: &Request) -> Result<Option<Payer>, PaymentRefusal>
 }
 
 /// Gives each request an id and logs how it was answered: route, status and nothing that a client wrote.
-pub(super) async fn tag(mut request: Request, next: Next) -> Response {
+pub(crate) async fn tag(mut request: Request, next: Next) -> Response {
     let id = format!("req_{:016x}", rand::random::<u64>());
     let route = known_route(request.uri().path());
     let method = request.method().clone();
@@ -112,7 +112,7 @@ fn known_route(path: &str) -> &'static str {
         Some((prefix, _)) => path.starts_with(prefix),
         None => path == *route,
     };
-    super::PATHS.into_iter().find(is_it).unwrap_or("none")
+    super::PATHS.into_iter().chain(super::OTHER_PATHS).find(is_it).unwrap_or("none")
 }
 
 #[cfg(test)]

@@ -19,7 +19,7 @@ const MAX_DISCARDED: usize = 16 << 20;
 ///
 /// The content type is demanded, not guessed: a web page of another origin can send anything but
 /// `application/json` to this server without asking first.
-pub(super) async fn read(headers: &HeaderMap, body: Body, limit: usize, timeout: Duration) -> Result<Bytes, ApiError> {
+pub(crate) async fn read(headers: &HeaderMap, body: Body, limit: usize, timeout: Duration) -> Result<Bytes, ApiError> {
     let content_type = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let media_type = content_type.split(';').next().unwrap_or_default().trim();
     let read = tokio::time::timeout(timeout, collect(body, limit)).await;
@@ -46,7 +46,7 @@ async fn collect(body: Body, limit: usize) -> Result<Bytes, ApiError> {
 
 /// Reads the fields of `T` from a JSON object and passes over all others, so that one body can be read as several
 /// types, each for its own fields.
-pub(super) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
+pub(crate) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
     let mut deserializer = serde_json::Deserializer::from_slice(bytes);
     let value = serde_path_to_error::deserialize(&mut deserializer)
         .map_err(|error| refused(&error.path().to_string(), error.inner()))?;
@@ -69,7 +69,7 @@ fn refused(path: &str, error: &serde_json::Error) -> ApiError {
 }
 
 /// Refuses what is JSON but not an object, which serde would read by position.
-pub(super) fn expect_object(bytes: &[u8]) -> Result<(), ApiError> {
+pub(crate) fn expect_object(bytes: &[u8]) -> Result<(), ApiError> {
     match bytes.iter().find(|byte| !byte.is_ascii_whitespace()) {
         Some(b'{') => Ok(()),
         Some(_) if serde_json::from_slice::<serde::de::IgnoredAny>(bytes).is_ok() => {

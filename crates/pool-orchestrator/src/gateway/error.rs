@@ -14,7 +14,7 @@ use crate::{PaymentRefusal, StartError};
 /// The body of every error, in OpenAI's form.
 #[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
 #[schema(as = ErrorResponse)]
-pub(super) struct ErrorBody {
+pub(crate) struct ErrorBody {
     error: ErrorDetail,
 }
 
@@ -38,7 +38,7 @@ struct ErrorDetail {
 /// An error on its way to a client: a status and OpenAI's body. Its message may quote the request, so it is never
 /// logged; [`Self::code`] is.
 #[derive(Clone, PartialEq)]
-pub(super) struct ApiError {
+pub(crate) struct ApiError {
     status: StatusCode,
     kind: &'static str,
     code: Option<&'static str>,
@@ -65,92 +65,115 @@ impl ApiError {
     }
 
     /// 400 that is the fault of the body as a whole.
-    pub(super) fn bad_body(message: impl Into<String>) -> Self {
+    pub(crate) fn bad_body(message: impl Into<String>) -> Self {
         Self::new(StatusCode::BAD_REQUEST, "invalid_request_error", None, message)
     }
 
     /// 400 that is the fault of one field.
-    pub(super) fn invalid(param: impl Into<String>, message: impl Into<String>) -> Self {
+    pub(crate) fn invalid(param: impl Into<String>, message: impl Into<String>) -> Self {
         Self::new(StatusCode::BAD_REQUEST, "invalid_request_error", Some("invalid_value"), message).with_param(param)
     }
 
     /// 400: something OpenAI has and this server has not.
-    pub(super) fn unsupported(param: impl Into<String>, message: impl Into<String>) -> Self {
+    pub(crate) fn unsupported(param: impl Into<String>, message: impl Into<String>) -> Self {
         Self::new(StatusCode::BAD_REQUEST, "invalid_request_error", Some("unsupported_parameter"), message)
             .with_param(param)
     }
 
     /// 400: prompt, or prompt and answer, do not fit the context.
-    pub(super) fn too_long(param: &'static str, message: impl Into<String>) -> Self {
+    pub(crate) fn too_long(param: &'static str, message: impl Into<String>) -> Self {
         Self::new(StatusCode::BAD_REQUEST, "invalid_request_error", Some("context_length_exceeded"), message)
             .with_param(param)
     }
 
     /// 401.
-    pub(super) fn unauthorized(message: &str) -> Self {
+    pub(crate) fn unauthorized(message: &str) -> Self {
         Self::new(StatusCode::UNAUTHORIZED, "invalid_request_error", Some("invalid_api_key"), message)
     }
 
     /// 402: what a session or a wallet paid for is used up.
-    pub(super) fn session_over(reason: &str) -> Self {
+    pub(crate) fn session_over(reason: &str) -> Self {
         Self::new(StatusCode::PAYMENT_REQUIRED, "payment_error", Some("session_spent"), sentence(reason))
     }
 
     /// 404: a model that nobody offers.
-    pub(super) fn unknown_model(name: &str) -> Self {
+    pub(crate) fn unknown_model(name: &str) -> Self {
         let message = format!("The model `{name}` does not exist. GET /v1/models lists those that do.");
         Self::new(StatusCode::NOT_FOUND, "invalid_request_error", Some("model_not_found"), message).with_param("model")
     }
 
+    /// 404: no session of this id, as far as whoever asks may know.
+    pub(crate) fn unknown_session(id: &str) -> Self {
+        let message = format!("There is no session `{id}` for this token. Send the session's token as a bearer token.");
+        Self::new(StatusCode::NOT_FOUND, "invalid_request_error", Some("session_not_found"), message)
+    }
+
+    /// 404: no run of this name.
+    pub(crate) fn unknown_run(name: &str) -> Self {
+        let message = format!("There is no run `{name}`.");
+        Self::new(StatusCode::NOT_FOUND, "invalid_request_error", Some("run_not_found"), message)
+    }
+
+    /// 404: sessions where nothing is charged.
+    pub(crate) fn nothing_to_pay() -> Self {
+        let message = "This server answers without payment: no session is needed.";
+        Self::new(StatusCode::NOT_FOUND, "invalid_request_error", Some("no_payment"), message)
+    }
+
+    /// 500: the database failed.
+    pub(crate) fn store() -> Self {
+        Self::internal("The server's database failed. Try again; if it stays so, its owner must look at the log.")
+    }
+
     /// 404: no such route.
-    pub(super) fn unknown_route(method: &axum::http::Method, path: &str) -> Self {
+    pub(crate) fn unknown_route(method: &axum::http::Method, path: &str) -> Self {
         let message = format!("Unknown request URL: {method} {path}. GET /openapi.json lists the routes.");
         Self::new(StatusCode::NOT_FOUND, "invalid_request_error", Some("unknown_url"), message)
     }
 
     /// 405.
-    pub(super) fn wrong_method(method: &axum::http::Method, path: &str) -> Self {
+    pub(crate) fn wrong_method(method: &axum::http::Method, path: &str) -> Self {
         let message = format!("{method} is not allowed on {path}. GET /openapi.json lists the methods.");
         Self::new(StatusCode::METHOD_NOT_ALLOWED, "invalid_request_error", Some("method_not_supported"), message)
     }
 
     /// 408: the body did not arrive in time.
-    pub(super) fn slow_body() -> Self {
+    pub(crate) fn slow_body() -> Self {
         let message = "The request's body did not arrive in time.";
         Self::new(StatusCode::REQUEST_TIMEOUT, "invalid_request_error", None, message)
     }
 
     /// 413.
-    pub(super) fn large_body(limit: usize) -> Self {
+    pub(crate) fn large_body(limit: usize) -> Self {
         let message = format!("The request's body is larger than the limit of {limit} bytes.");
         Self::new(StatusCode::PAYLOAD_TOO_LARGE, "invalid_request_error", Some("request_too_large"), message)
     }
 
     /// 415.
-    pub(super) fn not_json() -> Self {
+    pub(crate) fn not_json() -> Self {
         let message = "The body must be JSON, sent with the header Content-Type: application/json.";
         Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "invalid_request_error", Some("unsupported_media_type"), message)
     }
 
     /// 429: more requests at once than this server takes.
-    pub(super) fn too_many(limit: usize) -> Self {
+    pub(crate) fn too_many(limit: usize) -> Self {
         let message = format!("This server answers at most {limit} requests at once. Try again in a moment.");
         Self::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", Some("rate_limit_exceeded"), message)
             .retry_after(1)
     }
 
     /// 500: a fault of ours.
-    pub(super) fn internal(message: impl Into<String>) -> Self {
+    pub(crate) fn internal(message: impl Into<String>) -> Self {
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, "server_error", Some("internal_error"), message)
     }
 
     /// The code, or the class where there is none: safe to log.
-    pub(super) fn code(&self) -> &'static str {
+    pub(crate) fn code(&self) -> &'static str {
         self.code.unwrap_or(self.kind)
     }
 
     /// The body, for a response or as the last event of a stream.
-    pub(super) fn body(&self) -> ErrorBody {
+    pub(crate) fn body(&self) -> ErrorBody {
         let Self { kind, code, param, message, .. } = self.clone();
         ErrorBody { error: ErrorDetail { message, kind, param, code } }
     }

@@ -8,7 +8,7 @@
 
 mod access;
 mod answer;
-mod body;
+pub(crate) mod body;
 mod chat;
 mod completion;
 mod error;
@@ -40,11 +40,12 @@ use tokio::sync::Semaphore;
 use tower_http::catch_panic::CatchPanicLayer;
 
 pub use access::ApiKey;
+pub(crate) use access::{bearer, tag};
+pub(crate) use error::{ApiError, ErrorBody};
 pub use response::Privacy;
 
 use crate::{Completions, Payer, PaymentRefusal, Payments, ServedModel};
 use access::RequestTag;
-use error::ApiError;
 use respond::Place;
 
 /// Tells the time.
@@ -134,6 +135,9 @@ impl Gateway {
 
 /// Every route. Names of models such as `maker/model` are sent with their slash by some clients.
 const PATHS: [&str; 5] = ["/v1/models", "/v1/models/{*id}", "/v1/chat/completions", "/v1/completions", "/openapi.json"];
+
+/// Routes that others serve beside these; the log knows them by name.
+const OTHER_PATHS: [&str; 4] = ["/v1/sessions", "/v1/sessions/{*id}", "/v1/workflows/{*run}", "/v1/audit"];
 
 /// Each route's handlers, in the order of [`PATHS`], and whether it needs the key.
 fn handlers() -> [(MethodRouter<Arc<Gateway>>, bool); 5] {

@@ -7,6 +7,7 @@ use utoipa::{
 };
 
 use super::{chat, completion, models};
+use crate::money::routes as sessions;
 
 /// The gateway's routes as an OpenAPI document.
 #[derive(OpenApi)]
@@ -16,10 +17,23 @@ use super::{chat, completion, models};
         description = "OpenAI's completions, answered by a coalition of small GPUs. What ComputePool adds stands in fields named `computepool`.",
         license(name = "Apache-2.0", identifier = "Apache-2.0")
     ),
-    paths(models::list, models::one, chat::create, completion::create, document),
+    paths(
+        models::list,
+        models::one,
+        chat::create,
+        completion::create,
+        sessions::open,
+        sessions::show,
+        sessions::close,
+        sessions::workflow,
+        sessions::audit,
+        document
+    ),
     tags(
         (name = "completions", description = "Text from a model."),
         (name = "models", description = "What can be asked."),
+        (name = "sessions", description = "What is paid for: one voucher opens a session."),
+        (name = "audit", description = "For the owner: what was done, and when."),
         (name = "about", description = "This document.")
     ),
     modifiers(&Bearer)

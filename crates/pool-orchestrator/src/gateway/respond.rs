@@ -26,7 +26,7 @@ use super::{
     run::{self, Event, TextRules, What},
     settings::Settings,
 };
-use crate::{Fare, Payer, ServedModel};
+use crate::{Fare, Payer, Payments, ServedModel};
 
 /// A request that is let in: it holds one of the gateway's places until its answer ends or its client goes.
 pub(super) struct Place {
@@ -67,8 +67,16 @@ pub(super) async fn respond<F: Format>(gateway: &Gateway, job: Job) -> Result<Re
         TextRules { tokenizer: tokenizer.clone(), continues: F::CONTINUES, stop: settings.stop.clone(), logprobs };
 
     let usage = Usage::of_prompts(prompt_tokens);
-    let mut record =
-        Record { place, model: model.name.clone(), choices: count, usage, first: None, outcome: "left", _fare: None };
+    let mut record = Record {
+        place,
+        model: model.name.clone(),
+        choices: count,
+        usage,
+        first: None,
+        outcome: "left",
+        payments: gateway.state.payments.clone(),
+        _fare: None,
+    };
     let mut events = run::run(gateway.state.completions.clone(), model.name.clone(), choices, rules).boxed();
     let mut settlement = None;
     if let Some(payments) = &gateway.state.payments {
@@ -97,7 +105,7 @@ pub(super) async fn respond<F: Format>(gateway: &Gateway, job: Job) -> Result<Re
         Ok(choices) => choices,
         Err(error) => return Err(record.fail(error)),
     };
-    record.outcome = "answered";
+    record.answered();
     let response = Json(F::whole(&head, &tokenizer, logprobs, choices, record.usage)).into_response();
     Ok(with_settlement(response, settlement))
 }
@@ -196,7 +204,7 @@ impl<F: Format> Writer<F> {
                 }
                 None => {
                     self.events = None;
-                    self.record.outcome = "answered";
+                    self.record.answered();
                     if self.with_usage {
                         self.write(&F::usage_chunk(&self.head, self.record.usage));
                     }
@@ -223,6 +231,7 @@ struct Record {
     usage: Usage,
     first: Option<Duration>,
     outcome: &'static str,
+    payments: Option<Arc<dyn Payments>>,
     /// Charged until the record is dropped, with the answer.
     _fare: Option<Fare>,
 }
@@ -235,6 +244,14 @@ impl Record {
                 self.first.get_or_insert_with(|| self.place.since.elapsed());
             }
             What::Finished { tokens, .. } => self.usage.add(*tokens),
+        }
+    }
+
+    fn answered(&mut self) {
+        self.outcome = "answered";
+        // Choices side by side are slower each, and faster together, than one alone.
+        if let (Some(payments), Some(first), 1) = (&self.payments, self.first, self.choices) {
+            payments.answered(self.usage.completion_tokens, self.place.since.elapsed().saturating_sub(first));
         }
     }
 

@@ -1,8 +1,11 @@
 //! Requests that are paid for, with scripted accounts behind the gateway.
 
-use std::sync::{
-    Arc, Mutex,
-    atomic::{AtomicUsize, Ordering},
+use std::{
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
 };
 
 use async_trait::async_trait;
@@ -78,6 +81,8 @@ impl Payments for Accounts {
         });
         Ok(Fare { spent: self.spent.subscribe(), settlement, guard })
     }
+
+    fn answered(&self, _tokens: u64, _decoding: Duration) {}
 }
 
 async fn paid_server(script: Arc<Script>, key: Option<&str>) -> (Server, Arc<Accounts>) {
@@ -127,7 +132,7 @@ async fn when_the_time_is_used_up_the_stream_ends_with_the_reason_and_the_shards
     let script = Script::new(vec![model], move |prompt| {
         let mut steps = say(&tokenizer, prompt, "hello world");
         steps.truncate(2);
-        steps.push(Step::Wait(std::time::Duration::from_secs(60)));
+        steps.push(Step::Wait(Duration::from_secs(60)));
         Ok(steps)
     });
     let (server, accounts) = paid_server(script.clone(), None).await;
