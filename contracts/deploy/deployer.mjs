@@ -6,7 +6,7 @@ import { artifact } from "./own-contracts.mjs";
 const SHARED_FACTORY = "0x4e59b44847b379578588920cA78FbF26c0B4956C";
 /** Keyless transactions: anybody may fund the sender and broadcast them, and the contract is the same everywhere. */
 const SHARED_FACTORY_TRANSACTION = {
-  sender: "0x3fAB184622Dc19b6109349B94811493BF45362e0",
+  sender: "0x3fAB184622Dc19b6109349B94811493BF2a45362",
   value: parseEther("0.01"),
   signed:
     "0xf8a58085174876e800830186a08080b853604580600e600039806000f350fe7fffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffe036016" +

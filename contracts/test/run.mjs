@@ -3,11 +3,15 @@
 //   --update     write contracts/addresses/local.json and contracts/.gas-snapshot anew
 //   --no-forge   only the deployment and test/transactions.mjs
 // Further words go to forge. SOAK=1 runs many more random cases; SEED=<number> repeats a run.
-import { spawn, spawnSync } from "node:child_process";
-import { once } from "node:events";
+import { spawn } from "node:child_process";
 import { randomBytes } from "node:crypto";
-import { readFileSync, writeFileSync } from "node:fs";
+import { once } from "node:events";
+import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { setTimeout } from "node:timers/promises";
+import { createPublicClient, http, toHex } from "viem";
+import { mnemonicToAccount } from "viem/accounts";
 import { startAnvil } from "../deploy/anvil.mjs";
 import { bookFile, bookText, deploy, networkConfiguration } from "../deploy/deploy.mjs";
 import { contractsFolder, repository } from "../deploy/folders.mjs";
@@ -44,22 +48,56 @@ async function checkDeployment(rpc) {
   return first.book;
 }
 
-/** A key that is no key is refused without being shown. */
-function checkKeyIsNotShown() {
-  const secret = "not-a-key-but-secret";
-  const words = [join(contractsFolder, "deploy", "deploy.mjs"), "--network", "galileo", "--rpc", "http://127.0.0.1:9"];
-  const { status, stdout, stderr } = spawnSync("node", words, { encoding: "utf8", env: { ...process.env, COMPUTEPOOL_DEPLOYER_KEY: secret } });
-  if (status === 0 || `${stdout}${stderr}`.includes(secret)) throw new Error("deploy.mjs showed a key, or took what is none.");
+function deployGalileo(rpc, book, key) {
+  const words = [join(contractsFolder, "deploy", "deploy.mjs"), "--network", "galileo", "--rpc", rpc, "--book", book];
+  const child = spawn("node", words, { env: { ...process.env, COMPUTEPOOL_DEPLOYER_KEY: key } });
+  const said = { text: "" };
+  for (const stream of [child.stdout, child.stderr]) stream.on("data", (text) => (said.text += text));
+  return { child, said, ended: once(child, "close").then(([status]) => ({ status, text: said.text })) };
+}
+
+/**
+ * The public network's configuration, with gas estimates, on the same chain: killed in the middle, it goes on where it
+ * stopped; it ends at other addresses than the local network's; and a key is never shown.
+ */
+async function checkInterruptedDeployment(rpc, local, mnemonic) {
+  const folder = mkdtempSync(join(tmpdir(), "computepool-contracts-"));
+  try {
+    const book = join(folder, "galileo.json");
+    const refused = await deployGalileo(rpc, book, "not-a-key-but-secret").ended;
+    if (refused.status === 0 || refused.text.includes("secret")) throw new Error("deploy.mjs took what is no key, or showed it.");
+
+    const account = mnemonicToAccount(mnemonic, { addressIndex: 9 });
+    const key = toHex(account.getHdKey().privateKey);
+    const client = createPublicClient({ transport: http(rpc), cacheTime: 0 });
+    const { child, ended } = deployGalileo(rpc, book, key);
+    while ((await client.getTransactionCount({ address: account.address })) < 9 && child.exitCode === null) await setTimeout(5);
+    child.kill("SIGKILL");
+    if ((await ended).status === 0 || existsSync(book)) throw new Error("The deployment was to be interrupted, and was not.");
+
+    const resumed = await deployGalileo(rpc, book, key).ended;
+    if (resumed.status !== 0) throw new Error(`An interrupted deployment did not go on: ${resumed.text}`);
+    const again = await deployGalileo(rpc, book, key).ended;
+    if (!again.text.startsWith("transactions 0,") || !again.text.includes("unchanged")) throw new Error(`It did not come to an end: ${again.text}`);
+    if (again.text.includes(key.slice(2))) throw new Error("deploy.mjs showed the key.");
+    const { contracts } = JSON.parse(readFileSync(book, "utf8"));
+    const same = Object.keys(contracts).filter((name) => contracts[name] === local.contracts[name]);
+    if (same.join() !== "erc1820Registry") throw new Error(`Two networks share addresses: ${same}`);
+    summary.push(`deployment, killed and resumed: ${resumed.text.split("\n")[0]}`);
+  } finally {
+    rmSync(folder, { recursive: true });
+  }
 }
 
 async function main() {
   await forge(["fmt", "--check", "contracts"]);
   await forge(["build"]);
-  checkKeyIsNotShown();
   const configuration = networkConfiguration("local");
-  const node = await startAnvil(["--chain-id", String(configuration.chainId)]);
+  // As bare as a public chain can be: even the CREATE2 factory that all share is missing.
+  const node = await startAnvil(["--chain-id", String(configuration.chainId), "--disable-default-create2-deployer"]);
   try {
     const book = await checkDeployment(node.rpc);
+    await checkInterruptedDeployment(node.rpc, book, configuration.key.mnemonic);
     if (withForge) {
       console.log(`seed ${seed}${soak ? ", soak" : ""}`);
       await forge(["test", "--fork-url", node.rpc, "--fuzz-seed", seed, ...forgeWords], soak ? { FOUNDRY_PROFILE: "soak" } : {});

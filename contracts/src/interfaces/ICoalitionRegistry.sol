@@ -35,7 +35,8 @@ struct Proposal {
     Swap[] swaps;
     /// The most the pool charges, in wei of USDCx per second; a positive multiple of 1e12.
     int96 rate;
-    /// Unix seconds. Neither activation nor swaps from then on, and the members no longer bind each other.
+    /// Unix seconds. Neither activation nor swaps from then on, and the members no longer bind each other. Until then a
+    /// proposal that all signed can be activated, unless another one took its epoch.
     uint64 expiry;
 }
 
