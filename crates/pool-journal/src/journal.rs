@@ -67,7 +67,10 @@ impl Journal {
     /// Opens the journal in the store's file, or makes it, and checks the newest entry of its log.
     pub async fn open(store: &Store, graphs: Graphs, clock: Arc<dyn Clock>) -> Result<Journal, JournalError> {
         let pool = store.connections().clone();
-        migrations().run(&pool).await?;
+        if migrations().run(&pool).await.is_err() {
+            // SQLite's migrator takes no lock: another process may have made the tables between its look and its write.
+            migrations().run(&pool).await?;
+        }
         let newest =
             sqlx::query("SELECT * FROM journal_log ORDER BY sequence DESC LIMIT 1").fetch_optional(&pool).await?;
         if let Some(row) = newest {

@@ -45,8 +45,22 @@ pub struct Receipt {
     pub succeeded: bool,
     /// Gas used.
     pub gas_used: u64,
-    /// Wei paid for each unit of gas.
+    /// Wei paid for each unit of gas; decimal text in JSON.
+    #[serde(with = "decimal")]
     pub gas_price: u128,
+}
+
+/// An integer as decimal text: JSON numbers of other programs end at 2^53, serde's buffers at 2^64.
+mod decimal {
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    pub(super) fn serialize<S: Serializer>(value: &u128, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(value)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u128, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
+    }
 }
 
 /// The node could not be asked, or gave no usable answer. Says nothing about what was asked for.

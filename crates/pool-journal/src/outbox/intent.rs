@@ -130,3 +130,34 @@ pub enum SubmitError {
     #[error(transparent)]
     Journal(#[from] crate::JournalError),
 }
+
+#[cfg(test)]
+mod tests {
+    use alloy_primitives::B256;
+    use serde_json::json;
+
+    use super::*;
+    use crate::BlockRef;
+
+    #[test]
+    fn outcomes_are_read_as_they_were_written() {
+        let receipt = Receipt {
+            transaction: B256::repeat_byte(1),
+            block: BlockRef { number: 7, hash: B256::repeat_byte(2) },
+            succeeded: true,
+            gas_used: 21_000,
+            gas_price: u128::MAX,
+        };
+        for outcome in [
+            Outcome::Confirmed { receipt: receipt.clone() },
+            Outcome::Reverted { receipt },
+            Outcome::Superseded { by: "stop".to_owned() },
+            Outcome::Expired,
+            Outcome::Refused { reason: "no".to_owned() },
+        ] {
+            let text = serde_json::to_string(&outcome).unwrap();
+            assert_eq!(serde_json::from_str::<Outcome>(&text).unwrap(), outcome, "{text}");
+        }
+        assert_eq!(serde_json::to_value(Outcome::Expired).unwrap(), json!({"outcome": "expired"}));
+    }
+}

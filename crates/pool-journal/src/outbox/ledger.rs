@@ -51,10 +51,12 @@ pub(super) async fn was_broadcast(
         .bind(at)
         .execute(writing.connection())
         .await?;
-    sqlx::query("UPDATE journal_intents SET trouble = NULL WHERE key = $1")
-        .bind(&intent.key)
-        .execute(writing.connection())
-        .await?;
+    if variant.kind == VariantKind::Call {
+        sqlx::query("UPDATE journal_intents SET trouble = NULL WHERE key = $1")
+            .bind(&intent.key)
+            .execute(writing.connection())
+            .await?;
+    }
     let body = json!({"key": intent.key, "nonce": variant.nonce, "transaction": variant.hash});
     writing.log(intent.subject(), LogKind::TransactionBroadcast, &body).await
 }

@@ -378,7 +378,8 @@ impl SignerDriver {
             }
             match answer {
                 Ok(()) | Err(BroadcastError::AlreadyKnown) => {
-                    if !newest.was_broadcast || intent.trouble.is_some() {
+                    // What is cancelled keeps its trouble: it will be the reason.
+                    if !newest.was_broadcast || (intent.trouble.is_some() && newest.kind == VariantKind::Call) {
                         taken.push((intent, newest));
                     }
                 }
