@@ -12,13 +12,14 @@ use tracing_subscriber::{EnvFilter, Layer, filter::LevelFilter, fmt, layer::Subs
 /// A file that reached this is renamed to `.1`, replacing the one before.
 const MAX_FILE: u64 = 16 << 20;
 /// Libraries speak of their own workings below this level.
-const FILE_FILTER: &str = "info,webrtc=error,rtc=error,hyper=warn,sqlx=warn,tungstenite=warn";
+const FILE_FILTER: &str = "info,webrtc=error,rtc=error,hyper=warn,sqlx=warn,tungstenite=warn,alloy_pubsub=off,\
+                           alloy_transport_ws=off";
 
 /// Sets both up. `RUST_LOG` replaces the level on standard error.
 pub(crate) fn start(file: Option<&Path>, verbose: u8) -> io::Result<()> {
     let own = match verbose {
-        0 => "warn,webrtc=error,rtc=error",
-        1 => "info,webrtc=warn,rtc=warn",
+        0 => "warn,webrtc=error,rtc=error,alloy_pubsub=off,alloy_transport_ws=off",
+        1 => "info,webrtc=warn,rtc=warn,alloy_pubsub=off,alloy_transport_ws=off",
         _ => "debug,webrtc=info,rtc=info,hyper=info,sqlx=info",
     };
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(own));

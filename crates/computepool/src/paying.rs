@@ -8,13 +8,17 @@ use pool_chain::{
     devnet::{Devnet, DevnetOptions},
 };
 use pool_coalition::proposal::RegistryDomain;
+use pool_node::identity::write_private;
 use pool_orchestrator::MoneyConfig;
 use pool_types::{FlowRate, Usdc};
+use serde_json::json;
 
 use crate::state::StateFolder;
 
 /// The chain's coin for whoever sends transactions on a local chain: 100.
 const LOCAL_GAS: u128 = 100_000_000_000_000_000_000;
+/// In the state folder: the chain that requests are paid on.
+const CHAIN_FILE: &str = "chain.json";
 const ADDRESS_BOOKS: &str = "contracts/addresses";
 
 /// How requests are paid.
@@ -62,6 +66,7 @@ impl PaidOn {
             }
             None => bail!("--network {} needs the address of a node: give it with --rpc", options.network),
         };
+        write_private(&folder.path().join(CHAIN_FILE), chain_file(&chain, &book).to_string().as_bytes())?;
         let config = MoneyConfig { linger: options.linger, ..MoneyConfig::new(chain, book, sentinel, options.rate) };
         Ok(Self { config, devnet })
     }
@@ -71,6 +76,11 @@ impl PaidOn {
         let book = &self.config.book;
         RegistryDomain { chain: book.chain_id, registry: book.contracts.coalition_registry }
     }
+}
+
+/// What a payer on this machine needs to know of the chain.
+fn chain_file(chain: &ChainConfig, book: &AddressBook) -> serde_json::Value {
+    json!({ "rpc": chain.http, "websocket": chain.websocket, "network": book.network, "addressBook": book })
 }
 
 /// `contracts/addresses` in this folder or one above it, or above this program.

@@ -7,6 +7,7 @@
 //! gateway/        keystore of the gateway
 //! sentinel/       keystore of the sentinel, where requests are paid
 //! devnet.json     the local chain, where one was started
+//! chain.json      where that chain, or another, is reached
 //! node-1/ ...     keystore and log of each node
 //! state.db        the orchestrator's database
 //! log.jsonl       the log
