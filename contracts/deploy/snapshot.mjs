@@ -3,16 +3,16 @@
 //   anvil --chain-id 16602 --accounts 20 --load-state <out>/state.json
 // A cache: made when missing, and the same for the same inputs. `--print-key` says what it depends on, as one hash.
 import { createHash } from "node:crypto";
-import { existsSync, mkdirSync, mkdtempSync, readFileSync, readdirSync, renameSync, rmSync, writeFileSync } from "node:fs";
-import { basename, dirname, join, relative, resolve } from "node:path";
+import { existsSync, mkdirSync, mkdtempSync, readFileSync, renameSync, rmSync, writeFileSync } from "node:fs";
+import { basename, dirname, join, resolve } from "node:path";
 import { parseArgs } from "node:util";
 import { gunzipSync } from "node:zlib";
 import { encodeFunctionData } from "viem";
 import { mnemonicToAccount } from "viem/accounts";
 import { startAnvil } from "./anvil.mjs";
 import { bookText, deploy, networkConfiguration } from "./deploy.mjs";
-import { cacheFolder, contractsFolder, repository } from "./folders.mjs";
-import { artifact, compile } from "./own-contracts.mjs";
+import { cacheFolder } from "./folders.mjs";
+import { artifact, compile, hashOf } from "./own-contracts.mjs";
 import { superfluidPin } from "./superfluid-package.mjs";
 
 const USAGE = "snapshot.mjs [--out <folder>] [--print-key]";
@@ -23,19 +23,8 @@ const PACKAGES = ["@foundry-rs/anvil", "@foundry-rs/forge", "@openzeppelin/contr
 
 /** Hash of everything that the snapshot depends on. */
 export function snapshotKey() {
-  const hash = createHash("sha256");
-  const files = ["src", "tools", "deploy"].flatMap((folder) => filesIn(join(contractsFolder, folder)));
-  for (const file of [...files, join(contractsFolder, "foundry.toml")].sort()) {
-    hash.update(`${relative(contractsFolder, file)}\0`).update(readFileSync(file)).update("\0");
-  }
-  const { packages } = JSON.parse(readFileSync(join(repository, "package-lock.json"), "utf8"));
-  for (const name of PACKAGES) hash.update(`${name} ${packages[`node_modules/${name}`].integrity}\n`);
-  return hash.update(superfluidPin).digest("hex").slice(0, 32);
-}
-
-function filesIn(folder) {
-  const entries = readdirSync(folder, { withFileTypes: true, recursive: true });
-  return entries.filter((entry) => entry.isFile()).map((entry) => join(entry.parentPath ?? entry.path, entry.name));
+  const sources = hashOf(["src", "tools", "deploy"], ["foundry.toml"], PACKAGES);
+  return createHash("sha256").update(`${sources} ${superfluidPin}`).digest("hex").slice(0, 32);
 }
 
 async function make(folder) {

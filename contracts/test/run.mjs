@@ -15,6 +15,7 @@ import { mnemonicToAccount } from "viem/accounts";
 import { startAnvil } from "../deploy/anvil.mjs";
 import { bookFile, bookText, deploy, networkConfiguration } from "../deploy/deploy.mjs";
 import { contractsFolder, repository } from "../deploy/folders.mjs";
+import { compile } from "../deploy/own-contracts.mjs";
 import { checkTransactions } from "./transactions.mjs";
 
 const started = Date.now();
@@ -91,7 +92,7 @@ async function checkInterruptedDeployment(rpc, local, mnemonic) {
 
 async function main() {
   await forge(["fmt", "--check", "contracts"]);
-  await forge(["build"]);
+  compile();
   const configuration = networkConfiguration("local");
   // As bare as a public chain can be: even the CREATE2 factory that all share is missing.
   const node = await startAnvil(["--chain-id", String(configuration.chainId), "--disable-default-create2-deployer"]);
