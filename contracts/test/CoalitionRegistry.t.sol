@@ -178,6 +178,32 @@ contract CoalitionRegistryTest is World {
         vm.assertEq(_earned(pool, standby), int256(RATE) * 40, "each for its time");
     }
 
+    /// The same change of the same units on two pools: Superfluid alone leaves a residue with the admin.
+    function testASwapOfAnOddShareLeavesNoResidue() external {
+        address standby = _operator();
+        address[] memory people = _people(_operator(), _operator(), _operator());
+        uint32[] memory units = _shares(333_333, 333_333, 333_334);
+        ISuperfluidPool alone = ISuperfluidPool(_foreignPool(address(this), true));
+        for (uint256 i; i < 3; ++i) {
+            alone.updateMemberUnits(people[i], units[i]);
+        }
+        (bytes32 id, address pool) = registry.createPool(orchestrator, "odd");
+        Proposal memory p = _proposal(id, people, units);
+        p.swaps = new Swap[](1);
+        p.swaps[0] = Swap({place: 1, standby: standby});
+        _activate(p);
+        _setRate(_opened(address(alone), 5_000_000), RATE);
+        _setRate(_opened(pool, 5_000_000), RATE);
+
+        alone.updateMemberUnits(standby, units[1]);
+        alone.updateMemberUnits(people[1], 0);
+        vm.assertGt(_adjustment(address(alone)), 0, "what could not be divided by 1,333,333");
+        vm.prank(orchestrator);
+        registry.swap(id, 1, 0);
+        vm.assertEq(_adjustment(pool), 0, "the registry gives it back to the members");
+        vm.assertEq(ISuperfluidPool(pool).getTotalFlowRate(), RATE, "all of it");
+    }
+
     function testASecondStandbyFollowsTheFirst() external {
         (address one, address two) = (_operator(), _operator());
         (bytes32 id, address pool) = registry.createPool(orchestrator, "spare");
