@@ -10,9 +10,9 @@ use std::{fmt, future::IntoFuture, sync::Arc, time::Duration};
 use alloy::{
     eips::{BlockId, BlockNumberOrTag},
     network::Ethereum,
-    primitives::{Address, B256, Bytes, keccak256},
+    primitives::{Address, B256, Bytes, U256, keccak256},
     providers::{Provider, RootProvider},
-    rpc::types::{Block, Filter, Log, TransactionInput, TransactionRequest},
+    rpc::types::{Block, BlockOverrides, Filter, Log, TransactionInput, TransactionRequest},
     sol_types::SolCall,
     transports::TransportError,
 };
@@ -166,7 +166,12 @@ impl Chain {
     /// The time that a transaction would see if it were included now, in Unix seconds: the pending block's. A chain
     /// that makes blocks only on demand stands still between them, and its newest block can be old.
     pub async fn time(&self) -> Result<u64, ChainError> {
-        let latest = self.head().await?.timestamp;
+        Ok(self.now().await?.1)
+    }
+
+    /// The newest block, to read several things at, and the time.
+    async fn now(&self) -> Result<(BlockId, u64), ChainError> {
+        let latest = self.head().await?;
         let operation = "ask for the pending block";
         let request = self.inner.provider.raw_request("eth_getBlockByNumber".into(), ("pending", false));
         // Some nodes have no pending block; then the newest one's time is the best there is.
@@ -176,8 +181,8 @@ impl Chain {
             Err(_) => None,
         };
         let timestamp = pending.as_ref().and_then(|block| block["timestamp"].as_str()?.strip_prefix("0x"));
-        let pending = timestamp.and_then(|hex| u64::from_str_radix(hex, 16).ok());
-        Ok(pending.unwrap_or(latest).max(latest))
+        let pending = timestamp.and_then(|hex| u64::from_str_radix(hex, 16).ok()).unwrap_or(latest.timestamp);
+        Ok((latest.number.into(), pending.max(latest.timestamp)))
     }
 
     /// Listens for new blocks.
@@ -187,7 +192,11 @@ impl Chain {
 
     /// The code at an address; empty where there is none.
     pub async fn code(&self, address: Address) -> Result<Bytes, ChainError> {
-        let request = self.inner.provider.get_code_at(address);
+        self.code_at(address, BlockId::latest()).await
+    }
+
+    async fn code_at(&self, address: Address, block: BlockId) -> Result<Bytes, ChainError> {
+        let request = self.inner.provider.get_code_at(address).block_id(block);
         self.timed("read a contract's code", request).await
     }
 
@@ -199,23 +208,26 @@ impl Chain {
 
     /// Runs a transaction on the pending block without sending it: whether it would go through, and if not, why.
     pub async fn simulate(&self, from: Address, call: &Call) -> Result<(), ChainError> {
-        self.replay(from, call, BlockId::Number(BlockNumberOrTag::Pending)).await
+        self.replay(from, call, BlockId::Number(BlockNumberOrTag::Pending), BlockOverrides::default()).await
     }
 
-    /// Why a transaction was reverted in the block of this height: it is run again on the state before. `None` where
-    /// it goes through now, for another transaction of the same block was in its way.
+    /// Why a transaction was reverted in the block of this height: it is run again at that block's time, on the state
+    /// before. `None` where it goes through then, for another transaction of the same block was in its way.
     pub async fn why_reverted(&self, from: Address, call: &Call, block: u64) -> Result<Option<Revert>, ChainError> {
-        match self.replay(from, call, block.saturating_sub(1).into()).await {
+        let timestamp = self.block(block).await?.map(|block| block.timestamp);
+        let then = BlockOverrides { number: Some(U256::from(block)), time: timestamp, ..BlockOverrides::default() };
+        match self.replay(from, call, block.saturating_sub(1).into(), then).await {
             Ok(()) => Ok(None),
             Err(ChainError::Reverted { revert, .. }) => Ok(Some(revert)),
             Err(error) => Err(error),
         }
     }
 
-    async fn replay(&self, from: Address, call: &Call, at: BlockId) -> Result<(), ChainError> {
+    async fn replay(&self, from: Address, call: &Call, at: BlockId, with: BlockOverrides) -> Result<(), ChainError> {
         let input = TransactionInput::new(call.data.clone());
         let request = TransactionRequest::default().from(from).to(call.to).input(input).gas_limit(call.gas_limit);
-        self.timed(call.what, self.inner.provider.call(request).block(at)).await.map(drop)
+        let request = self.inner.provider.call(request).block(at).with_block_overrides(with);
+        self.timed(call.what, request).await.map(drop)
     }
 
     /// Asks a view of a contract at a block.

@@ -51,6 +51,14 @@ pub enum ChainError {
         /// JSON-RPC's code.
         code: i64,
     },
+    /// The node's newest block is older than one that it had before. It catches up, or its chain was set back.
+    #[error("the chain's node is at block {head}, before block {seen} that was read already")]
+    Behind {
+        /// Its newest block.
+        head: u64,
+        /// The block that was read.
+        seen: u64,
+    },
     /// The answer is none.
     #[error("the chain's node gave an answer that makes no sense ({operation})")]
     Nonsense {
@@ -81,7 +89,14 @@ pub enum ChainError {
 impl ChainError {
     /// Whether the same request may succeed later.
     pub fn is_transient(&self) -> bool {
-        matches!(self, Self::Unreachable { .. } | Self::Deadline { .. } | Self::Busy { .. } | Self::Nonsense { .. })
+        matches!(
+            self,
+            Self::Unreachable { .. }
+                | Self::Deadline { .. }
+                | Self::Busy { .. }
+                | Self::Behind { .. }
+                | Self::Nonsense { .. }
+        )
     }
 
     /// Sorts what the transport says. Its own text may hold the node's address and never goes further than this.

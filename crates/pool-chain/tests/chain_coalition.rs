@@ -1,15 +1,30 @@
 //! Coalitions on the real registry: what is signed is what is activated, and who served is paid.
 
-use alloy_primitives::{Address, B256, Bytes};
+use std::time::Duration;
+
+use alloy_primitives::{Address, B256, Bytes, U256};
 use alloy_signer_local::PrivateKeySigner;
+use alloy_sol_types::{SolCall as _, sol};
 use pool_chain::{
-    PoolLedger, calls,
+    Call, PoolLedger, calls,
     contracts::Stage,
     events::{Cursor, Event, FollowOptions},
     operators,
 };
 use pool_testkit::LocalChain;
 use pool_types::{FlowRate, Usdcx};
+use tokio::time::timeout;
+
+sol! {
+    interface IGift {
+        function approve(address spender, uint256 amount) external returns (bool);
+        function upgrade(uint256 amount) external;
+        function transfer(address to, uint256 amount) external returns (bool);
+    }
+    interface IGdaForwarder {
+        function disconnectPool(address pool, bytes userData) external returns (bool);
+    }
+}
 
 #[tokio::test]
 async fn digests_and_signers_are_the_registrys() -> anyhow::Result<()> {
@@ -126,6 +141,80 @@ async fn a_standby_takes_over_while_money_streams_and_everybody_is_paid_for_thei
     let refund = local.chain().usdc(session.terms.payer).await?;
     let paid = "10000".parse::<pool_types::Usdc>()?.checked_sub(refund).expect("something was streamed");
     assert_eq!(all.checked_add(adjustments), Some(paid.to_usdcx()), "paid = members + adjustments, to the wei");
+
+    // What somebody gives to the registry, anybody may have paid out to the members.
+    let book = local.book();
+    let giver = &local.accounts().payers[1];
+    let call = |what, to, data: Vec<u8>| Call { what, to, data: data.into(), gas_limit: 500_000 };
+    let amount = U256::from(3_000_000_000_000_000_001_u128);
+    let approve = IGift::approveCall { spender: book.contracts.usdcx, amount: U256::MAX };
+    local.send(giver, &call("approve", book.contracts.usdc, approve.abi_encode())).await?;
+    local
+        .send(giver, &call("wrap", book.contracts.usdcx, IGift::upgradeCall { amount: amount + amount }.abi_encode()))
+        .await?;
+    let gift = IGift::transferCall { to: registry, amount };
+    local.send(giver, &call("give", book.contracts.usdcx, gift.abi_encode())).await?;
+    let given = adjustments.checked_add(Usdcx::from_wei(3_000_000_000_000_000_001)).expect("small sums");
+    let paid_out =
+        local.send(&local.accounts().stranger, &calls::pay_out(local.book(), coalition.proposal.pool)).await?;
+    loop {
+        let update = timeout(Duration::from_secs(10), following.next()).await?.expect("a follower never gives up");
+        for logged in &update.events {
+            if let Some((_, change)) = logged.event.pool_change() {
+                ledger.apply(logged.timestamp, change)?;
+            }
+        }
+        if update.cursor.next() > paid_out.block.number {
+            break;
+        }
+    }
+    println!("gas: pay out {}", paid_out.gas_used);
+    let end = local.chain().block(paid_out.block.number).await?.expect("it is there").timestamp;
+    let mut after = Usdcx::ZERO;
+    for member in ledger.members().collect::<Vec<_>>() {
+        let earned = ledger.earned(member, end).expect("it is after the last event");
+        assert_eq!(earned, local.chain().received(coalition.gda_pool, member, paid_out.block.number).await?);
+        after = after.checked_add(earned).expect("small sums");
+    }
+    let left = local.chain().realtime_balance(registry, local.chain().time().await?).await?.available;
+    assert_eq!(after.checked_add(left), all.checked_add(given));
+    assert!(after > all);
+    assert!(left < Usdcx::from_wei(1_000_000), "less than a wei for each unit of the pool is left");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_member_who_is_not_connected_is_paid_by_anybodys_claim() -> anyhow::Result<()> {
+    let local = LocalChain::start().await?;
+    let coalition = local.activate_coalition(2).await?;
+    let member = coalition.operators[0].address();
+    // Its own wish, and its own transaction: the registry had connected it.
+    let forwarder = local.book().contracts.others["gdaForwarder"];
+    let data = IGdaForwarder::disconnectPoolCall { pool: coalition.gda_pool, userData: Bytes::new() }.abi_encode();
+    let leave = Call { what: "disconnect", to: forwarder, data: data.into(), gas_limit: 1_000_000 };
+    local.control().fund(member, 1_000_000_000_000_000_000, Default::default()).await?;
+    local.send(&coalition.operators[0], &leave).await?;
+    assert!(!local.chain().member(coalition.gda_pool, member).await?.connected);
+
+    let rate = FlowRate::from_units_per_second(100);
+    let session = local.open_session(&coalition, 0, "1".parse()?, rate).await?;
+    local.control().advance(100).await?;
+    let stop = local.send(&local.accounts().orchestrator, &calls::stop(session.vault)).await?;
+    let waiting = local.chain().member(coalition.gda_pool, member).await?.claimable;
+    assert_eq!(waiting, local.chain().received(coalition.gda_pool, member, stop.block.number).await?);
+    assert!(waiting > Usdcx::ZERO);
+    let claim = local.send(&local.accounts().stranger, &calls::claim_all(coalition.gda_pool, member)).await?;
+    println!("gas: claim {} of {}", claim.gas_used, calls::gas::CLAIM);
+    assert!(claim.gas_used * 5 / 4 <= calls::gas::CLAIM);
+    assert_eq!(local.chain().member(coalition.gda_pool, member).await?.claimable, Usdcx::ZERO);
+    let balance = local.chain().realtime_balance(member, local.chain().time().await?).await?;
+    assert_eq!(balance.available, waiting);
+
+    // And it takes it out as USDC.
+    let whole = waiting.whole_usdc();
+    let unwrap = calls::unwrap_to(local.book(), member, whole);
+    local.send(&coalition.operators[0], &unwrap).await?;
+    assert_eq!(local.chain().usdc(member).await?, whole);
     Ok(())
 }
 
@@ -183,6 +272,26 @@ async fn every_gas_limit_has_a_reserve() -> anyhow::Result<()> {
         let receipt = local.send(orchestrator, &call).await?;
         note(call.what, receipt.gas_used, call.gas_limit);
     }
+
+    // A new epoch in which four members leave and four others join.
+    let mut next = coalition.proposal.clone();
+    next.epoch = 2;
+    next.swaps.clear();
+    for (seat, operator) in next.seats.iter_mut().zip(&local.accounts().operators[4..]) {
+        seat.operator = operator.address();
+    }
+    for operator in &local.accounts().operators[17..] {
+        use alloy_signer::SignerSync as _;
+        let deadline = next.expiry;
+        let digest = book.registry().registration_digest(operator.address(), deadline);
+        let signature = operator.sign_hash_sync(&digest)?.as_bytes();
+        let call = calls::register_for(book, operator.address(), deadline, &signature)?;
+        let receipt = local.send(orchestrator, &call).await?;
+        note(call.what, receipt.gas_used, call.gas_limit);
+    }
+    let again = local.activate(next).await?;
+    let limit = calls::gas::ACTIVATE + calls::gas::ACTIVATE_EACH * 22;
+    note("activate 16, 4 of them new", again.receipt.gas_used, limit.min(calls::gas::MOST));
     for (what, used, limit) in measured {
         println!("{what:45} {used:>9} of {limit:>9}");
         assert!(used * 5 / 4 <= limit, "{what} used {used} of {limit}: less than a fifth is left");

@@ -134,21 +134,23 @@ impl Chain {
             .await
     }
 
-    /// A session's vault now.
+    /// A session's vault now. Everything is read at one block, and its money brought forward to [`Chain::time`].
     pub async fn vault(&self, vault: Address) -> Result<VaultState, ChainError> {
         let operation = "read the session's vault";
-        let time = self.time().await?;
-        let latest = BlockId::latest();
-        let (code, balance, unwrapped) =
-            tokio::try_join!(self.code(vault), self.realtime_balance(vault, time), self.usdc(vault))?;
+        let (block, time) = self.now().await?;
+        let (code, balance, unwrapped) = tokio::try_join!(
+            self.code_at(vault, block),
+            self.realtime_balance_at(vault, time, block),
+            self.usdc_at(vault, block),
+        )?;
         let RealtimeBalance { at, available, deposit } = balance;
         if code.is_empty() {
             let (deployed, closed, rate) = (false, false, FlowRate::ZERO);
             return Ok(VaultState { at, deployed, closed, rate, available, deposit, unwrapped });
         }
         let (closed, rate) = tokio::try_join!(
-            self.view(operation, vault, ISessionVault::closedCall {}, latest),
-            self.view(operation, vault, ISessionVault::rateCall {}, latest),
+            self.view(operation, vault, ISessionVault::closedCall {}, block),
+            self.view(operation, vault, ISessionVault::rateCall {}, block),
         )?;
         let rate = rate_of(rate).ok_or(ChainError::Nonsense { operation })?;
         Ok(VaultState { at, deployed: true, closed, rate, available, deposit, unwrapped })
@@ -156,18 +158,30 @@ impl Chain {
 
     /// USDC of an account.
     pub async fn usdc(&self, account: Address) -> Result<Usdc, ChainError> {
+        self.usdc_at(account, BlockId::latest()).await
+    }
+
+    async fn usdc_at(&self, account: Address, block: BlockId) -> Result<Usdc, ChainError> {
         let operation = "read a USDC balance";
-        let call = IUsdc::balanceOfCall { account };
-        let units = self.view(operation, self.book().contracts.usdc, call, BlockId::latest()).await?;
+        let units = self.view(operation, self.book().contracts.usdc, IUsdc::balanceOfCall { account }, block).await?;
         let units = u128::try_from(units).ok().and_then(|units| Usdc::from_units(units).ok());
         units.ok_or(ChainError::Nonsense { operation })
     }
 
     /// USDCx of an account at `time`, which must not lie before its last change on the chain.
     pub async fn realtime_balance(&self, account: Address, time: u64) -> Result<RealtimeBalance, ChainError> {
+        self.realtime_balance_at(account, time, BlockId::latest()).await
+    }
+
+    async fn realtime_balance_at(
+        &self,
+        account: Address,
+        time: u64,
+        block: BlockId,
+    ) -> Result<RealtimeBalance, ChainError> {
         let operation = "read a USDCx balance";
         let call = ISuperToken::realtimeBalanceOfCall { account, timestamp: U256::from(time) };
-        let balance = self.view(operation, self.book().contracts.usdcx, call, BlockId::latest()).await?;
+        let balance = self.view(operation, self.book().contracts.usdcx, call, block).await?;
         let deposit = wrapped(operation, balance.deposit)?;
         Ok(RealtimeBalance { at: time, available: signed(operation, balance.available)?, deposit })
     }
@@ -181,12 +195,12 @@ impl Chain {
     /// A GDA pool now.
     pub async fn pool(&self, pool: Address) -> Result<PoolState, ChainError> {
         let operation = "read a pool";
-        let latest = BlockId::latest();
+        let (block, _) = self.now().await?;
         let (units, rate, admin, adjustment) = tokio::try_join!(
-            self.view(operation, pool, ISuperfluidPool::getTotalUnitsCall {}, latest),
-            self.view(operation, pool, ISuperfluidPool::getTotalFlowRateCall {}, latest),
-            self.view(operation, pool, ISuperfluidPool::adminCall {}, latest),
-            self.view(operation, self.book().contracts.gda, IGda::getPoolAdjustmentFlowRateCall { pool }, latest),
+            self.view(operation, pool, ISuperfluidPool::getTotalUnitsCall {}, block),
+            self.view(operation, pool, ISuperfluidPool::getTotalFlowRateCall {}, block),
+            self.view(operation, pool, ISuperfluidPool::adminCall {}, block),
+            self.view(operation, self.book().contracts.gda, IGda::getPoolAdjustmentFlowRateCall { pool }, block),
         )?;
         Ok(PoolState { units, rate: narrow(operation, rate)?, adjustment: narrow(operation, adjustment)?, admin })
     }
@@ -194,14 +208,14 @@ impl Chain {
     /// A pool's member now.
     pub async fn member(&self, pool: Address, member: Address) -> Result<MemberState, ChainError> {
         let operation = "read a pool's member";
-        let latest = BlockId::latest();
+        let (block, time) = self.now().await?;
         // Superfluid's clock has 32 bits.
-        let time = u32::try_from(self.time().await?).unwrap_or(u32::MAX);
+        let time = u32::try_from(time).unwrap_or(u32::MAX);
         let (units, rate, claimable, connected) = tokio::try_join!(
-            self.view(operation, pool, ISuperfluidPool::getUnitsCall { member }, latest),
-            self.view(operation, pool, ISuperfluidPool::getMemberFlowRateCall { member }, latest),
-            self.view(operation, pool, ISuperfluidPool::getClaimableCall { member, time }, latest),
-            self.view(operation, self.book().contracts.gda, IGda::isMemberConnectedCall { pool, member }, latest),
+            self.view(operation, pool, ISuperfluidPool::getUnitsCall { member }, block),
+            self.view(operation, pool, ISuperfluidPool::getMemberFlowRateCall { member }, block),
+            self.view(operation, pool, ISuperfluidPool::getClaimableCall { member, time }, block),
+            self.view(operation, self.book().contracts.gda, IGda::isMemberConnectedCall { pool, member }, block),
         )?;
         let claimable = signed(operation, claimable)?;
         Ok(MemberState { units, rate: narrow(operation, rate)?, claimable, connected })

@@ -116,7 +116,7 @@ impl DevnetControl {
 
     /// A block every so many seconds; 0 makes none.
     pub async fn block_time(&self, seconds: u64) -> Result<(), ChainError> {
-        self.ask::<IgnoredAny>("evm_setIntervalMining", (U64::from(seconds),)).await.map(drop)
+        self.ask::<IgnoredAny>("evm_setIntervalMining", (seconds,)).await.map(drop)
     }
 
     /// What the next block's base fee will be, in wei.

@@ -18,7 +18,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::{debug, warn};
 
 use super::{
-    Cursor, Logged, SeenBlock, Update,
+    Cursor, Event, Logged, SeenBlock, Update,
     cursor::WINDOW,
     decode::{AGREEMENT, EACH, OURS, decode},
 };
@@ -34,6 +34,8 @@ const RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_
 /// How to follow a chain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FollowOptions {
+    /// Whose sessions to listen to; `None` for everybody's. Stay with one for all the life of a cursor.
+    pub orchestrator: Option<Address>,
     /// Blocks on top of one before it is read; 0 reads the newest, and what a re-organisation takes back is taken back.
     pub confirmations: u64,
     /// Blocks in one question. Halved by itself where a node refuses so many.
@@ -46,7 +48,7 @@ pub struct FollowOptions {
 
 impl Default for FollowOptions {
     fn default() -> Self {
-        Self { confirmations: 0, blocks_at_once: 1_000, waiting: 16, idle_blocks: 32 }
+        Self { orchestrator: None, confirmations: 0, blocks_at_once: 1_000, waiting: 16, idle_blocks: 32 }
     }
 }
 
@@ -167,6 +169,9 @@ impl Follower {
                 cursor: self.cursor.clone(),
             }));
         }
+        if let Some(seen) = self.cursor.seen().filter(|seen| seen.number > head.number) {
+            return Err(ChainError::Behind { head: head.number, seen: seen.number });
+        }
         let newest = head.number.checked_sub(self.options.confirmations);
         let Some(newest) = newest.filter(|newest| *newest >= self.cursor.next) else { return Ok(Look::UpToDate) };
         let last = newest.min(self.cursor.next.saturating_add(self.blocks_at_once - 1));
@@ -212,13 +217,16 @@ impl Follower {
 
         let mut cursor = self.cursor.clone();
         let mut events = Vec::with_capacity(logs.len());
+        let known = self.after(&logs);
         for log in &logs {
             let (Some(number), Some(hash)) = (log.block_number, log.block_hash) else { return Ok(None) };
             let (Some(index), Some(transaction)) = (log.log_index, log.transaction_hash) else { return Ok(None) };
             let Some(block) = blocks.get(&number).filter(|block| block.hash == hash && !log.removed) else {
                 return Ok(None);
             };
-            let Some(event) = decode(self.chain.book(), &cursor, log) else { continue };
+            let Some(event) = decode(self.chain.book(), &known, log).filter(|event| self.wants(event, &known)) else {
+                continue;
+            };
             cursor.learn(number, &event);
             events.push(Logged { block: number, timestamp: block.timestamp, index, transaction, event });
         }
@@ -240,6 +248,27 @@ impl Follower {
         })
     }
 
+    /// The cursor with all vaults and pools that these logs make known. An activation's own log comes after those of
+    /// the units that it set.
+    fn after(&self, logs: &[Log]) -> Cursor {
+        let mut known = self.cursor.clone();
+        for log in logs {
+            if let Some(event) = decode(self.chain.book(), &known, log).filter(|event| self.wants(event, &known)) {
+                known.learn(log.block_number.unwrap_or(self.cursor.next), &event);
+            }
+        }
+        known
+    }
+
+    /// Whether somebody's session is one that is listened to.
+    fn wants(&self, event: &Event, known: &Cursor) -> bool {
+        match event {
+            Event::VaultDeployed { terms, .. } => self.options.orchestrator.is_none_or(|one| one == terms.orchestrator),
+            Event::SessionOpened { vault, .. } => known.vaults.contains_key(vault),
+            _ => true,
+        }
+    }
+
     async fn blocks(&self, numbers: BTreeSet<u64>) -> Result<BTreeMap<u64, Head>, ChainError> {
         let blocks = numbers.into_iter().map(|number| self.chain.block(number));
         let blocks = futures::stream::iter(blocks).buffer_unordered(BLOCKS_AT_ONCE);
@@ -255,14 +284,9 @@ impl Follower {
         let ours = self.chain.logs(&range().address(ours).event_signature(OURS.to_vec())).await?;
 
         // Vaults and pools that came to be in this very range have logs in it, too.
-        let mut cursor = self.cursor.clone();
-        for log in &ours {
-            if let Some(event) = decode(self.chain.book(), &cursor, log) {
-                cursor.learn(log.block_number.unwrap_or(first), &event);
-            }
-        }
-        let pools: Vec<Address> = cursor.pools().collect();
-        let each: Vec<Address> = cursor.vaults().chain(cursor.pools()).collect();
+        let known = self.after(&ours);
+        let pools: Vec<Address> = known.pools().collect();
+        let each: Vec<Address> = known.vaults().chain(known.pools()).collect();
         let mut all = ours;
         for some in pools.chunks(ADDRESSES_AT_ONCE) {
             let pools: Vec<B256> = some.iter().map(|pool| pool.into_word()).collect();

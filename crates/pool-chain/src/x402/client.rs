@@ -266,6 +266,18 @@ mod tests {
     }
 
     #[test]
+    fn what_the_official_client_sent_for_our_offer_is_taken() {
+        // Recorded from @x402/fetch 2.27.0 with the key 0x07…07, which was answered with exactly this offer.
+        let header = include_bytes!("../../tests/fixtures/official-payment.txt");
+        let offered = Terms { expiry: 1_800_000_000, ..terms() };
+        let offer = Offer::of_session(&book(), offered, "0.25".parse().unwrap(), 120).unwrap();
+        let payment = parse_payment(header).unwrap();
+        assert_eq!(payment.terms, Some(offered), "it sends the terms back");
+        assert_eq!(offer.verify(&payment), Ok(()));
+        assert_eq!(payment.voucher.check_times(1_795_616_900, 15), Ok(()));
+    }
+
+    #[test]
     fn a_server_that_lies_about_the_address_gets_no_signature() {
         // An address that is the server's own, with the terms of an honest session.
         let thief = changed(|body| body["accepts"][0]["payTo"] = Address::repeat_byte(0xee).to_string().into());
