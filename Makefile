@@ -15,6 +15,8 @@ MODEL ?=
 SHARDS ?= 2
 API ?= 127.0.0.1:8080
 STATE ?= .state
+# PAY=1: requests are paid, on a local chain that is started with the cluster.
+PAY ?=
 # Further words for bench, soak, parity and interop.
 ARGS ?=
 
@@ -26,25 +28,32 @@ help: ## list the targets
 setup: ## install the system packages that are missing (YES=1 also installs Rust)
 	@YES='$(YES)' scripts/setup.sh
 
+# Node and npm's packages: contracts, the local chain, foreign clients.
+.PHONY: packages
+packages: setup
+	@YES='$(YES)' scripts/setup.sh node
+	@contracts/tools/packages.sh
+
 .PHONY: build
 build: setup ## optimised computepool and pool-shard
 	cargo build --release --locked -p computepool -p pool-shard
 
 .PHONY: demo
-demo: build ## an orchestrator, two nodes and a real answer through the OpenAI endpoint
+demo: build packages ## an orchestrator, two nodes, a local chain: real answers, paid by the second
 	@$(COMPUTEPOOL) demo
 
 .PHONY: up
-up: build ## serve MODEL=<folder or .gguf> over SHARDS=n shards until `make down`
+up: build $(if $(PAY),packages) ## serve MODEL=<folder or .gguf> over SHARDS=n shards until `make down`
 	@if [[ -z '$(MODEL)' ]]; then echo 'Say which model to serve: make up MODEL=<folder or .gguf> SHARDS=3' >&2; exit 2; fi
-	@$(COMPUTEPOOL) up --model '$(MODEL)' --shards '$(SHARDS)' --api '$(API)' --state '$(STATE)' --detach
+	@$(COMPUTEPOOL) up --model '$(MODEL)' --shards '$(SHARDS)' --api '$(API)' --state '$(STATE)' $(if $(PAY),--pay) --detach
 
 .PHONY: down
 down: ## stop what `make up` started
 	@if [[ ! -x $(COMPUTEPOOL) ]]; then echo 'Nothing was built here, so nothing runs.'; else $(COMPUTEPOOL) down --state '$(STATE)'; fi
 
 .PHONY: test
-test: setup ## everything: unit, property, architecture, end-to-end, documentation and client tests
+test: packages ## everything: unit, property, architecture, contract, end-to-end, documentation and client tests
+	contracts/test.sh
 	cargo build --workspace --bins --tests --locked
 	@if cargo nextest --version >/dev/null 2>&1; then \
 		echo 'cargo nextest run --workspace --locked'; cargo nextest run --workspace --locked; \
@@ -52,7 +61,8 @@ test: setup ## everything: unit, property, architecture, end-to-end, documentati
 		echo 'cargo test --workspace --bins --lib --tests --locked'; cargo test --workspace --bins --lib --tests --locked; \
 	fi
 	cargo test --workspace --doc --locked
-	@if [[ -x scripts/clients/run.sh ]]; then scripts/clients/run.sh; fi
+	scripts/clients/run.sh
+	scripts/payments/run.sh
 
 .PHONY: lint
 lint: ## formatting, clippy, shell scripts
@@ -66,21 +76,28 @@ docs: ## the crates' documentation, warnings refused
 	RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps --locked
 
 .PHONY: bench
-bench: build ## the figures of docs/benchmarks.md, as a table and JSON
+bench: build packages ## the figures of docs/benchmarks.md, as a table and JSON
 	cargo build --release --locked -p computepool -p pool-shard -p pool-link --bins --example hop
 	@$(COMPUTEPOOL) bench $(ARGS)
+	@scripts/payments/bench.sh
+
+.PHONY: contracts
+contracts: packages ## the contracts' tests on the real Superfluid (SOAK=1: many more random cases)
+	contracts/test.sh $(ARGS)
 
 .PHONY: soak
-soak: build ## ten minutes of mixed requests with random cancels
+soak: build packages ## ten minutes of mixed requests with random cancels; then 200 paid sessions and 200 kills
 	@$(call script,soak)
+	cargo build --locked -p computepool -p pool-shard --bins
+	COMPUTEPOOL_SESSIONS=200 cargo test --locked -p computepool --test money_books -- --nocapture
+	COMPUTEPOOL_KILLS=200 cargo test --locked -p computepool --test money_crash -- --nocapture
 
 .PHONY: parity
 parity: setup ## compare with transformers, live
 	@$(call script,parity)
 
 .PHONY: interop
-interop: setup ## our links against aiortc and node-datachannel
-	@YES='$(YES)' scripts/setup.sh node
+interop: packages ## our links against aiortc and node-datachannel
 	@$(call script,interop)
 
 script = if [[ -x scripts/$(1)/run.sh ]]; then scripts/$(1)/run.sh $(ARGS); else echo 'scripts/$(1)/run.sh is not in this checkout yet' >&2; exit 1; fi

@@ -5,5 +5,5 @@ cd "$(dirname "$0")/../.."
 
 [[ -d .venv ]] || python3 -m venv .venv
 .venv/bin/python -c 'import aiortc' 2>/dev/null || .venv/bin/pip install --quiet 'aiortc==1.16.*'
-[[ -d node_modules/node-datachannel ]] || npm ci
+contracts/tools/packages.sh
 exec cargo test --locked -p pool-link --features interop --test interop -- "$@"

@@ -3,7 +3,7 @@
 # Superfluid. COMPUTEPOOL_BIN: the program (default: the newest build). Arguments go to node --test.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
-[[ -d node_modules/@x402 && -d node_modules/openai ]] || npm ci --silent
+contracts/tools/packages.sh
 # shellcheck source=scripts/support/server.sh
 source scripts/support/server.sh
 program=$(find_program)

@@ -282,7 +282,8 @@ impl Node {
                 }
             }
             FromShard::Failed { epoch, failure } => {
-                warn!(%epoch, reason = %failure, "the shard cannot go on with this coalition");
+                // The orchestrator judges whether that was in order, and warns where it was not.
+                info!(%epoch, reason = %failure, "the shard cannot go on with this coalition");
                 self.forward(epoch, ToOrchestrator::Failed { epoch, failure });
             }
             FromShard::LoadFailed { failure } => {

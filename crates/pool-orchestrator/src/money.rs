@@ -249,7 +249,11 @@ impl Money {
                         self.ledger().close(session.id, self.now(), "its request was cut off");
                     }
                 }
-                SessionState::Closing if session.opened_at.is_some() => self.start_closing(&session).await?,
+                SessionState::Closing if session.opened_at.is_some() => {
+                    // Until it is closed the sentinel keeps an eye on it.
+                    self.opened(&session).await?;
+                    self.ledger().close(session.id, self.now(), "it was being closed");
+                }
                 SessionState::Closing => drop(self.start_opening(&session).await?),
                 SessionState::Closed | SessionState::Failed => {}
             }
@@ -407,7 +411,7 @@ impl MoneyTasks {
         money.ledger().stand_still(money.now());
         money.0.wake.notify_one();
         let still = async {
-            while !money.ledger().streaming().is_empty() || money.has_rates_under_way().await {
+            while !money.ledger().streaming().is_empty() {
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
         };

@@ -60,17 +60,4 @@ impl Money {
         }
         Ok(())
     }
-
-    /// Whether a rate that was set on its way has not arrived.
-    pub(super) async fn has_rates_under_way(&self) -> bool {
-        let unfinished = self.0.journal.unfinished(1000).await.unwrap_or_default();
-        for run in unfinished {
-            if let Ok(Some(view)) = self.0.journal.view(run).await
-                && view.workflow == "session-rate"
-            {
-                return true;
-            }
-        }
-        false
-    }
 }

@@ -22,6 +22,8 @@ pub(crate) struct Live {
     wanted: FlowRate,
     /// What was last set on its way.
     intended: FlowRate,
+    /// What was last seen to have arrived.
+    arrived: FlowRate,
     /// A session of one request whose request has not begun is closed at this time.
     begin_by: Option<u64>,
     /// Set once it is to be closed.
@@ -79,6 +81,7 @@ impl Ledger {
             meter,
             wanted: if one_request { rate } else { FlowRate::ZERO },
             intended: rate,
+            arrived: rate,
             begin_by: one_request.then_some(now + BEGIN_WITHIN),
             closing: None,
             close_sent: false,
@@ -102,10 +105,25 @@ impl Ledger {
         self.sessions.len()
     }
 
-    /// Every session's vault whose stream was set to run.
+    /// Every session's vault whose stream may run: it was set to, or has not been seen to stop.
     pub(crate) fn streaming(&self) -> Vec<(SessionId, Address)> {
-        let streaming = self.sessions.iter().filter(|(_, live)| live.intended != FlowRate::ZERO);
+        let runs = |live: &Live| live.intended != FlowRate::ZERO || live.arrived != FlowRate::ZERO;
+        let streaming = self.sessions.iter().filter(|(_, live)| runs(live));
         streaming.map(|(id, live)| (*id, live.vault)).collect()
+    }
+
+    /// A rate has arrived on the chain.
+    pub(crate) fn arrived(&mut self, id: SessionId, rate: FlowRate) {
+        if let Some(live) = self.sessions.get_mut(&id) {
+            live.arrived = rate;
+        }
+    }
+
+    /// Whether the session's stream runs as far as we know: it was set, it arrived, and nothing else was set since.
+    pub(crate) fn should_stream(&self, id: SessionId) -> bool {
+        self.sessions.get(&id).is_some_and(|live| {
+            live.closing.is_none() && live.intended != FlowRate::ZERO && live.arrived == live.intended
+        })
     }
 
     /// A request of the session begins.

@@ -25,6 +25,7 @@ use super::{
 };
 use crate::{
     PaymentRefusal,
+    control::unix_now,
     gateway::{self, ApiError, ApiKey, ErrorBody, bearer, body},
 };
 
@@ -226,6 +227,12 @@ pub(crate) async fn close(
 ) -> Result<Response, ApiError> {
     let (money, session) = routes.session(&id, &headers).await?;
     let id = session.id;
+    if session.state == SessionState::Opening {
+        // Once it is open it is closed, which refunds it.
+        let why = Some("its payer asked for it");
+        let moved = money.0.store.session_moved(id, SessionState::Closing, why, unix_now()).await;
+        moved.map_err(|_| ApiError::store())?;
+    }
     money.ledger().close(id, money.now(), "its payer asked for it");
     money.0.wake.notify_one();
     let closed = async {

@@ -4,32 +4,38 @@
 //! orchestrator), anybody may stop a stream whose runway is below the guard, and this task does, before Superfluid's
 //! liquidators could take the buffer.
 
-use std::time::Duration;
+use std::{collections::HashMap, time::Duration};
 
 use alloy_primitives::{Address, U256};
 use pool_chain::calls;
 use pool_journal::Intent;
-use pool_types::SessionId;
+use pool_types::{FlowRate, SessionId};
+use tokio::time::Instant;
 use tracing::{debug, warn};
 
 use super::Money;
 
 /// How often every running stream is looked at, at least.
 const LOOK: Duration = Duration::from_secs(5);
-/// A stream that closed or stopped without us is noticed within a block.
+/// A session that was closed without us is noticed within a block.
 const LEAST_PAUSE: Duration = Duration::from_millis(500);
+/// A stream that should run and stands still for so long was stopped by its payer. Shorter than that, a re-organisation
+/// may have taken its start out, which is then sent again.
+const STOPPED: Duration = Duration::from_secs(5);
 
 /// Runs until the shutdown.
 pub(super) async fn run(money: Money) {
     let mut heads = money.0.chain.new_heads();
+    let mut still = HashMap::new();
     loop {
         let streaming = money.ledger().streaming();
         for (session, vault) in streaming {
             if money.0.shutdown.is_cancelled() {
                 return;
             }
-            look(&money, session, vault).await;
+            look(&money, session, vault, &mut still).await;
         }
+        still.retain(|session, _| money.ledger().should_stream(*session));
         tokio::select! {
             () = async { tokio::time::sleep(LEAST_PAUSE).await; heads.changed().await } => {}
             () = tokio::time::sleep(LOOK) => {}
@@ -39,7 +45,7 @@ pub(super) async fn run(money: Money) {
 }
 
 /// Looks at one stream: stops it where it runs short, and tells the ledger where somebody else ended it.
-async fn look(money: &Money, session: SessionId, vault: Address) {
+async fn look(money: &Money, session: SessionId, vault: Address, still: &mut HashMap<SessionId, Instant>) {
     let state = match money.0.chain.vault(vault).await {
         Ok(state) => state,
         Err(error) => {
@@ -53,6 +59,14 @@ async fn look(money: &Money, session: SessionId, vault: Address) {
         return;
     }
     let guard = money.0.tariff.allowance.guard;
+    if state.rate == FlowRate::ZERO && money.ledger().should_stream(session) {
+        if still.entry(session).or_insert_with(Instant::now).elapsed() >= STOPPED {
+            money.ledger().close(session, money.now(), "its payer stopped the stream");
+            money.0.wake.notify_one();
+        }
+        return;
+    }
+    still.remove(&session);
     if state.running().is_short(guard) {
         warn!(%session, "a stream has run short and is stopped by the sentinel");
         let call = calls::stop(vault);

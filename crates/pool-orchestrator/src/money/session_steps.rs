@@ -96,7 +96,10 @@ impl Action for SetRate {
         match outcome? {
             Outcome::Superseded { .. } => Ok(json!({ "dropped": true })),
             outcome => match money.included(&call, outcome).await? {
-                Ok(receipt) => Ok(transaction(&receipt)),
+                Ok(receipt) => {
+                    money.ledger().arrived(id, rate);
+                    Ok(transaction(&receipt))
+                }
                 Err(NotIncluded { code, message }) => {
                     money.rate_failed(&session).await.map_err(chain_retry)?;
                     Err(StepError::failed(code, message))
