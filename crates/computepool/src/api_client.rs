@@ -1,9 +1,14 @@
 //! A client of the OpenAI endpoint, as small as `chat` and `demo` need it.
 
-use std::time::{Duration, Instant};
+use std::{
+    io::Write,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, Result, anyhow, bail};
 use pool_orchestrator::control::CoalitionView;
+pub(crate) use reqwest::Method;
+use reqwest::header::HeaderMap;
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -12,11 +17,41 @@ const CONNECT: Duration = Duration::from_secs(5);
 const SILENCE: Duration = Duration::from_secs(120);
 /// An event larger than this is not one of ours.
 const MAX_EVENT: usize = 1 << 20;
+/// A larger answer is not one of ours.
+const MAX_REPLY: usize = 4 << 20;
 
 pub(crate) struct ApiClient {
     base: String,
     key: Option<String>,
     http: reqwest::Client,
+}
+
+/// A whole answer, whatever its status.
+pub(crate) struct Reply {
+    pub(crate) status: u16,
+    headers: HeaderMap,
+    pub(crate) body: Vec<u8>,
+}
+
+impl Reply {
+    /// A header's value.
+    pub(crate) fn header(&self, name: &str) -> Option<Vec<u8>> {
+        self.headers.get(name).map(|value| value.as_bytes().to_vec())
+    }
+
+    /// The sentence of an error.
+    pub(crate) fn message(&self) -> String {
+        let error: Option<Value> = serde_json::from_slice(&self.body).ok();
+        error
+            .as_ref()
+            .and_then(|body| body.get("error"))
+            .map_or_else(|| format!("the endpoint answered with status {}", self.status), message_of)
+    }
+
+    /// The error that this answer is.
+    pub(crate) fn refusal(&self) -> anyhow::Error {
+        refusal(self.status, &self.body)
+    }
 }
 
 /// One message of a conversation.
@@ -64,20 +99,70 @@ impl ApiClient {
         Ok(answer.get("data").and_then(Value::as_array).cloned().unwrap_or_default())
     }
 
+    /// The first model served.
+    pub(crate) async fn first_model(&self) -> Result<String> {
+        let models = self.models().await?;
+        models.first().and_then(name_of).context("the endpoint serves no model")
+    }
+
     /// Who serves, and what crossed.
     pub(crate) async fn coalition(&self) -> Result<CoalitionView> {
         self.get("coalition").await
     }
 
     async fn get<T: serde::de::DeserializeOwned>(&self, path: &str) -> Result<T> {
-        let answer = self.authorised(self.http.get(format!("{}/{path}", self.base))).send().await;
-        let answer = answer.with_context(|| format!("{} cannot be reached", self.base))?;
-        let status = answer.status();
-        let body = answer.bytes().await.context("the answer broke off")?;
-        if !status.is_success() {
-            return Err(refusal(status.as_u16(), &body));
+        let reply = self.send(Method::GET, path, None, None).await?;
+        if !(200..300).contains(&reply.status) {
+            return Err(reply.refusal());
         }
-        serde_json::from_slice(&body).with_context(|| format!("{} does not answer like ComputePool", self.base))
+        serde_json::from_slice(&reply.body).with_context(|| format!("{} does not answer like ComputePool", self.base))
+    }
+
+    /// Sends a request and takes the whole answer, of any status.
+    pub(crate) async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&Value>,
+        header: Option<(&str, &str)>,
+    ) -> Result<Reply> {
+        let mut request = self.http.request(method, format!("{}/{path}", self.base));
+        if let Some(body) = body {
+            request = request.json(body);
+        }
+        if let Some((name, value)) = header {
+            request = request.header(name, value);
+        }
+        let answer = self.authorised(request).send().await;
+        let mut answer = answer.with_context(|| format!("{} cannot be reached", self.base))?;
+        let (status, headers) = (answer.status().as_u16(), answer.headers().clone());
+        let mut body = Vec::new();
+        while let Some(bytes) = answer.chunk().await.context("the answer broke off")? {
+            body.extend_from_slice(&bytes);
+            if body.len() > MAX_REPLY {
+                bail!("{} answers with more than {MAX_REPLY} bytes, which is not like ComputePool", self.base);
+            }
+        }
+        Ok(Reply { status, headers, body })
+    }
+
+    /// Writes a long answer to `file` as it comes.
+    pub(crate) async fn download(&self, path: &str, file: &mut impl Write) -> Result<()> {
+        let answer = self.authorised(self.http.get(format!("{}/{path}", self.base))).send().await;
+        let mut answer = answer.with_context(|| format!("{} cannot be reached", self.base))?;
+        let status = answer.status();
+        if !status.is_success() {
+            return Err(refusal(status.as_u16(), &answer.bytes().await.unwrap_or_default()));
+        }
+        while let Some(bytes) = answer.chunk().await.context("the answer broke off")? {
+            file.write_all(&bytes).context("cannot keep the answer")?;
+        }
+        Ok(())
+    }
+
+    /// The endpoint, with its version.
+    pub(crate) fn base(&self) -> &str {
+        &self.base
     }
 
     fn authorised(&self, request: reqwest::RequestBuilder) -> reqwest::RequestBuilder {
@@ -162,6 +247,11 @@ impl ApiClient {
         }
         Ok(())
     }
+}
+
+/// A model's name in the API.
+pub(crate) fn name_of(model: &Value) -> Option<String> {
+    model.get("id").and_then(Value::as_str).map(str::to_owned)
 }
 
 /// The tokens answered, from the event that tells them.

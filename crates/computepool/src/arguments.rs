@@ -1,5 +1,7 @@
 //! What a person can write on the command line.
 
+mod money;
+
 use std::{fmt, path::PathBuf, str::FromStr};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -7,6 +9,7 @@ use pool_coalition::proposal::RegistryDomain;
 use pool_orchestrator::control::ServingWishes;
 use pool_types::{Activation, FlowRate};
 
+pub(crate) use self::money::*;
 use crate::paying::PayOptions;
 
 /// One large model over several computers, answered through an OpenAI endpoint.
@@ -28,7 +31,18 @@ pub(crate) enum Command {
     /// Run an orchestrator that nodes on other machines register with
     Orchestrator(OrchestratorArguments),
     /// Talk to a model
-    Chat(ChatArguments),
+    Chat(Box<ChatArguments>),
+    /// Pay for a session, look at it, close it
+    #[command(subcommand)]
+    Session(SessionCommand),
+    /// Show the address that pays, and what it has
+    Wallet(WalletShowArguments),
+    /// Run a local chain with the real contracts
+    #[command(subcommand)]
+    Devnet(DevnetCommand),
+    /// Check what an orchestrator says of itself
+    #[command(subcommand)]
+    Verify(VerifyCommand),
     /// Show what a model is: architecture, layers, bytes
     Inspect(InspectArguments),
     /// Show how a model would be split over given cards
@@ -331,6 +345,8 @@ pub(crate) struct ChatArguments {
     /// Makes a sampled answer repeatable
     #[arg(long)]
     pub(crate) seed: Option<i64>,
+    #[command(flatten)]
+    pub(crate) payment: ChatPayArguments,
     /// One JSON object per answer instead of text
     #[arg(long)]
     pub(crate) json: bool,
@@ -383,6 +399,9 @@ pub(crate) struct DemoArguments {
     /// How many shards
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=8))]
     pub(crate) shards: u32,
+    /// Without a chain: nothing is paid
+    #[arg(long)]
+    pub(crate) free: bool,
     /// The table as JSON
     #[arg(long)]
     pub(crate) json: bool,

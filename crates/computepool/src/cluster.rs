@@ -1,8 +1,9 @@
 //! A whole cluster on this machine: the orchestrator in this process, each node in a child process that starts its
 //! own shard.
 //!
-//! Start: 1. the state folder is locked, 2. model and wishes are checked, 3. keys and roster, 4. the address is
-//! taken, 5. nodes are started. Stop: the same backwards; afterwards no process is left.
+//! Start: 1. the state folder is locked, 2. model and wishes are checked, 3. keys and roster, 4. the chain, where
+//! requests are paid, 5. the address is taken, 6. nodes are started. Stop: 1. the orchestrator stops streams and lets the
+//! members go, 2. nodes, 3. the chain; afterwards no process is left.
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
@@ -70,8 +71,11 @@ pub(crate) struct ClusterOptions {
 pub(crate) struct Cluster {
     address: SocketAddr,
     view: watch::Receiver<Arc<CoalitionView>>,
+    /// Ends the orchestrator.
     shutdown: CancellationToken,
     server: JoinHandle<Result<(), pool_orchestrator::OrchestratorError>>,
+    /// Ends the nodes.
+    dismissal: CancellationToken,
     nodes: Vec<JoinHandle<()>>,
     /// Nodes that cannot run, with the reason.
     hopeless: mpsc::Receiver<String>,
@@ -114,7 +118,7 @@ impl Cluster {
         folder.write_holder(Some(address.to_string()))?;
         warn_when_open(address, options.api_key.as_deref());
         let (view, money) = (orchestrator.view(), orchestrator.money());
-        let shutdown = CancellationToken::new();
+        let (shutdown, dismissal) = (CancellationToken::new(), CancellationToken::new());
 
         // Measured once: nodes that measure at the same time would see each other's load, not the machine.
         let capabilities =
@@ -140,10 +144,10 @@ impl Cluster {
                     registry,
                     verbose: options.verbose,
                 };
-                tokio::spawn(node.keep_running(shutdown.clone(), tell.clone()))
+                tokio::spawn(node.keep_running(dismissal.clone(), tell.clone()))
             })
             .collect();
-        Ok(Self { address, view, shutdown, server, nodes, hopeless, money, devnet })
+        Ok(Self { address, view, shutdown, server, dismissal, nodes, hopeless, money, devnet })
     }
 
     /// Where the endpoint listens.
@@ -202,11 +206,6 @@ impl Cluster {
         }
     }
 
-    /// Sessions and their payment, where requests are paid.
-    pub(crate) fn money(&self) -> Option<&Money> {
-        self.money.as_ref()
-    }
-
     /// The local chain that was started with the cluster.
     pub(crate) fn devnet(&self) -> Option<&Devnet> {
         self.devnet.as_ref()
@@ -225,17 +224,18 @@ impl Cluster {
 
     /// Ends everything. When this returns, no process of the cluster is left.
     pub(crate) async fn stop(self) {
+        // The orchestrator first: it stops the streams and lets the members go in order, by its own deadlines.
         self.shutdown.cancel();
-        for node in self.nodes {
-            let _ = node.await;
-        }
-        // `serve` ends by its own deadlines.
         if !self.server.is_finished() {
             match self.server.await {
                 Ok(Err(error)) => error!(%error, "the orchestrator failed while it ended"),
                 Ok(Ok(())) => {}
                 Err(error) => error!(%error, "the orchestrator broke"),
             }
+        }
+        self.dismissal.cancel();
+        for node in self.nodes {
+            let _ = node.await;
         }
         // The chain goes last: streams were stopped on it.
         if let Some(mut devnet) = self.devnet

@@ -1,22 +1,26 @@
 //! `computepool demo`: the whole of it on one machine, with figures.
 
+mod paid;
+
 use std::{
     io::{Write, stdout},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::ExitCode,
     time::Duration,
 };
 
 use anyhow::{Context, Result, bail};
 use pool_orchestrator::control::{CoalitionView, ServingWishes};
-use pool_types::ByteSize;
+use pool_types::{ByteSize, FlowRate};
 use serde_json::json;
 
+use self::paid::{Closed, Payer};
 use crate::{
     api_client::{Answer, ApiClient, AskOptions, Turn},
     arguments::DemoArguments,
     cluster::{Cluster, ClusterOptions},
     logs,
+    paying::PayOptions,
     processes::descendants,
     serving,
     state::{StateFolder, start_of},
@@ -26,6 +30,9 @@ use crate::{
 };
 
 const QUESTIONS: [&str; 3] = ["What is ComputePool?", "How does ComputePool work?", "What is a hidden state?"];
+/// Units of 10^-6 USDC a second, and seconds of linger.
+const RATE: u64 = 100;
+const LINGER: u64 = 2;
 const BUNDLED: &str = "models/tiny";
 const STARTUP: Duration = Duration::from_secs(120);
 /// Shards report their counters every second.
@@ -48,7 +55,15 @@ pub(crate) fn run(arguments: DemoArguments) -> Result<ExitCode> {
         cpus: Vec::new(),
         wishes: ServingWishes { shards: Some(arguments.shards), ..ServingWishes::default() },
         api_key: None,
-        pay: None,
+        pay: (!arguments.free).then(|| PayOptions {
+            rpc: None,
+            websocket: None,
+            network: "local".to_owned(),
+            address_book: None,
+            rate: FlowRate::from_units_per_second(RATE),
+            linger: LINGER,
+            keep_chain: false,
+        }),
         verbose: arguments.verbose,
     };
     serving::runtime(2)?.block_on(async {
@@ -57,7 +72,7 @@ pub(crate) fn run(arguments: DemoArguments) -> Result<ExitCode> {
         let mut cluster = Cluster::start(&mut folder, options).await?;
         show_progress(&spinner, &cluster);
         let outcome = tokio::select! {
-            outcome = show(&mut cluster, &arguments, &spinner) => outcome,
+            outcome = show(&mut cluster, &arguments, &spinner, temporary.path()) => outcome,
             () = stop.cancelled() => Err(anyhow::anyhow!("stopped before the end")),
         };
         spinner.finish_and_clear();
@@ -75,14 +90,35 @@ pub(crate) fn run(arguments: DemoArguments) -> Result<ExitCode> {
     })
 }
 
-async fn show(cluster: &mut Cluster, arguments: &DemoArguments, spinner: &indicatif::ProgressBar) -> Result<()> {
+async fn show(
+    cluster: &mut Cluster,
+    arguments: &DemoArguments,
+    spinner: &indicatif::ProgressBar,
+    folder: &Path,
+) -> Result<()> {
     cluster.ready(STARTUP).await?;
     spinner.finish_and_clear();
-    let api = ApiClient::new(&format!("http://{}", cluster.address()), None)?;
+    let base = format!("http://{}", cluster.address());
+    let free = ApiClient::new(&base, None)?;
     let model = cluster.view().borrow().model.clone();
     if !arguments.json {
         println!("{model} is served by {} shard processes at http://{}/v1", arguments.shards, cluster.address());
     }
+    let payer = match cluster.devnet() {
+        Some(devnet) => Some(Payer::open(&free, devnet, folder, &model).await?),
+        None => None,
+    };
+    if let (Some(payer), false) = (&payer, arguments.json) {
+        let view = payer.view().await?;
+        println!(
+            "a session was opened with one voucher on a local chain: {} test USDC paid in, {} of it always come back",
+            view.paid, view.returned
+        );
+    }
+    let api = match &payer {
+        Some(payer) => payer.client()?,
+        None => ApiClient::new(&base, None)?,
+    };
     let mut answers = Vec::new();
     for question in QUESTIONS {
         if !arguments.json {
@@ -103,12 +139,31 @@ async fn show(cluster: &mut Cluster, arguments: &DemoArguments, spinner: &indica
         }
         answers.push(answer);
     }
+    if !arguments.json {
+        println!();
+    }
+    let coalition = cluster.view().borrow().clone();
+    let closed = match payer {
+        Some(payer) => {
+            payer.watch(&coalition, arguments.json).await?;
+            Some(payer.close().await?)
+        }
+        None => None,
+    };
     tokio::time::sleep(REPORTS).await;
-    let view = api.coalition().await?;
+    let view = free.coalition().await?;
     if arguments.json {
-        println!("{}", serde_json::to_string_pretty(&json!({ "answers": answers, "coalition": view }))?);
+        let payment = closed.as_ref().map(Closed::json);
+        let told = json!({ "answers": answers, "coalition": view, "payment": payment });
+        println!("{}", serde_json::to_string_pretty(&told)?);
     } else {
         print_tables(&view, &answers);
+    }
+    if let Some(closed) = closed {
+        closed.show(&view, arguments.json)?;
+    }
+    if !arguments.json {
+        println!("\n{}", view.privacy);
     }
     Ok(())
 }
@@ -158,7 +213,6 @@ fn print_tables(view: &CoalitionView, answers: &[Answer]) {
         ]);
     }
     print!("{speed}");
-    println!("\n{}", view.privacy);
 }
 
 /// `models/tiny` in this folder or one above it, or above this program.

@@ -1,4 +1,4 @@
-//! `computepool up --detach` and `computepool down`.
+//! Running in the background: `up --detach`, `down`, and the same for the local chain.
 
 use std::{
     fs::{File, OpenOptions},
@@ -20,10 +20,14 @@ use crate::{
 /// How long a cluster may take to end; twice its own deadlines.
 const DOWN: Duration = Duration::from_secs(15);
 
-/// Starts the same command in the background and returns when it is ready.
 pub(crate) fn up(arguments: &UpArguments) -> Result<ExitCode> {
-    make_private_directory(&arguments.state)?;
-    let log = arguments.state.join("up.log");
+    start(&arguments.state)
+}
+
+/// Starts the same command in the background, without `--detach`, and returns when it has said that it is ready.
+pub(crate) fn start(state: &Path) -> Result<ExitCode> {
+    make_private_directory(state)?;
+    let log = state.join("up.log");
     let errors = open_log(&log).with_context(|| format!("cannot write {}", log.display()))?;
     let program = std::env::current_exe().context("cannot find this program's own file")?;
     let words = std::env::args_os().skip(1).filter(|word| word != "--detach");
@@ -39,7 +43,7 @@ pub(crate) fn up(arguments: &UpArguments) -> Result<ExitCode> {
     if let Some(out) = child.stdout.take() {
         BufReader::new(out).read_line(&mut line).context("the background process cannot be read")?;
     }
-    if line.starts_with("ready ") {
+    if line.starts_with("ready ") || line.starts_with('{') {
         print!("{line}");
         return Ok(ExitCode::SUCCESS);
     }
@@ -69,25 +73,30 @@ fn last_line(path: &Path) -> Option<String> {
     text.lines().rev().find(|line| !line.trim().is_empty()).map(str::to_owned)
 }
 
-/// Stops what runs in the state folder and waits until it is gone.
 pub(crate) fn down(arguments: &DownArguments) -> Result<ExitCode> {
-    let Some(holder) = StateFolder::holder(&arguments.state)? else {
+    if stop(&arguments.state, DOWN)? {
+        eprintln!("Stopped.");
+    } else {
         eprintln!("Nothing runs in {}.", arguments.state.display());
-        return Ok(ExitCode::SUCCESS);
-    };
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Stops what runs in the state folder and waits until it is gone; false where nothing runs.
+pub(crate) fn stop(state: &Path, limit: Duration) -> Result<bool> {
+    let Some(holder) = StateFolder::holder(state)? else { return Ok(false) };
     if !holder.runs() {
-        bail!("{} is in use by another process than the one it names; nothing was stopped", arguments.state.display());
+        bail!("{} is in use by another process than the one it names; nothing was stopped", state.display());
     }
     terminate(&holder)?;
     let began = Instant::now();
     while holder.runs() {
-        if began.elapsed() > DOWN {
-            bail!("process {} did not end within {} seconds", holder.process, DOWN.as_secs());
+        if began.elapsed() > limit {
+            bail!("process {} did not end within {} seconds", holder.process, limit.as_secs());
         }
         sleep(Duration::from_millis(50));
     }
-    eprintln!("Stopped.");
-    Ok(ExitCode::SUCCESS)
+    Ok(true)
 }
 
 #[cfg(unix)]

@@ -7,19 +7,25 @@ mod chat;
 mod cluster;
 mod demo;
 mod detach;
+mod devnet;
 mod inspect;
 mod logs;
+mod network;
 mod node;
 mod orchestrator;
 mod paying;
 mod plan;
 mod processes;
 mod serving;
+mod session;
 mod shapes;
 mod state;
 mod stop;
 mod table;
 mod up;
+mod verify;
+mod wallet;
+mod when;
 
 use std::process::ExitCode;
 
@@ -37,7 +43,11 @@ fn main() -> ExitCode {
         Command::Down(arguments) => detach::down(&arguments),
         Command::Node(arguments) => node::run(arguments),
         Command::Orchestrator(arguments) => orchestrator::run(arguments),
-        Command::Chat(arguments) => chat::run(arguments),
+        Command::Chat(arguments) => chat::run(*arguments),
+        Command::Session(command) => session::run(command),
+        Command::Wallet(arguments) => wallet::run(&arguments),
+        Command::Devnet(command) => devnet::run(command),
+        Command::Verify(command) => verify::run(&command),
         Command::Inspect(arguments) => inspect::run(&arguments),
         Command::Plan(arguments) => plan::run(&arguments),
         Command::Demo(arguments) => demo::run(arguments),

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use alloy_primitives::Address;
 use anyhow::{Context, Result, bail};
 use pool_chain::{
     AddressBook, ChainConfig,
@@ -66,7 +67,10 @@ impl PaidOn {
             }
             None => bail!("--network {} needs the address of a node: give it with --rpc", options.network),
         };
-        write_private(&folder.path().join(CHAIN_FILE), chain_file(&chain, &book).to_string().as_bytes())?;
+        write_private(
+            &folder.path().join(CHAIN_FILE),
+            chain_file(&chain, &book, [gateway.address(), sentinel.address()]).to_string().as_bytes(),
+        )?;
         let config = MoneyConfig { linger: options.linger, ..MoneyConfig::new(chain, book, sentinel, options.rate) };
         Ok(Self { config, devnet })
     }
@@ -78,9 +82,18 @@ impl PaidOn {
     }
 }
 
-/// What a payer on this machine needs to know of the chain.
-fn chain_file(chain: &ChainConfig, book: &AddressBook) -> serde_json::Value {
-    json!({ "rpc": chain.http, "websocket": chain.websocket, "network": book.network, "addressBook": book })
+/// What people on this machine need to know of the chain.
+fn chain_file(chain: &ChainConfig, book: &AddressBook, senders: [Address; 2]) -> serde_json::Value {
+    let [orchestrator, sentinel] = senders;
+    json!({
+        "rpc": chain.http,
+        "websocket": chain.websocket,
+        "network": book.network,
+        "addressBook": book,
+        // Both need the chain's coin for gas.
+        "orchestrator": orchestrator,
+        "sentinel": sentinel,
+    })
 }
 
 /// `contracts/addresses` in this folder or one above it, or above this program.
