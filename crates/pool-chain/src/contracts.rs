@@ -1,7 +1,8 @@
 //! Bindings to the contracts, in Solidity's own words. The interfaces of ours are those of `contracts/src/interfaces`;
 //! of Superfluid and of the token there is only what we call, read or listen to.
 //!
-//! Most callers want the typed forms around it: [`crate::Terms`], [`crate::Proposal`], [`crate::calls`].
+//! Most callers want the typed forms around it: [`crate::Terms`],
+//! [`crate::SignedVoucher`], [`crate::calls`].
 
 #![allow(missing_docs, reason = "these names are Solidity's and are documented where the contracts are")]
 #![allow(clippy::too_many_arguments, reason = "events have as many fields as Superfluid gave them")]

@@ -47,7 +47,10 @@ use tracing::{info, warn};
 
 pub use self::receipt::SessionReceipt;
 pub(crate) use self::view::SessionView;
-use self::{ledger::Ledger, offer::OfferKey};
+use self::{
+    ledger::{Ledger, OpenVault},
+    offer::OfferKey,
+};
 use crate::{
     CancelGuard, Completions, Fare, Payer, PaymentRefusal, Payments, Price,
     control::{ControlPlane, unix_now},
@@ -276,18 +279,15 @@ impl Money {
             linger: if session.one_request { 0 } else { self.0.tariff.linger * 1000 },
             most_requests: self.0.config.requests_per_session,
         });
-        let mut ledger = self.ledger();
-        let (expiry, now) = (session.terms.expiry, self.now());
-        ledger.opened(
-            session.id,
-            session.vault,
-            session.token_hash,
-            session.one_request,
-            expiry,
-            meter,
-            vault.rate,
-            now,
-        );
+        let open = OpenVault {
+            vault: session.vault,
+            token: session.token_hash,
+            one_request: session.one_request,
+            expiry: session.terms.expiry,
+            rate: vault.rate,
+        };
+        let (mut ledger, now) = (self.ledger(), self.now());
+        ledger.opened(session.id, open, meter, now);
         if vault.closed {
             ledger.close(session.id, now, "its payer closed it");
         }

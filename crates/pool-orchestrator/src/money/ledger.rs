@@ -32,6 +32,19 @@ pub(crate) struct Live {
     spent: watch::Sender<Option<&'static str>>,
 }
 
+/// What is known of a session whose vault is open.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct OpenVault {
+    pub(crate) vault: Address,
+    /// The hash of its bearer token; none for a session of one request.
+    pub(crate) token: Option<B256>,
+    pub(crate) one_request: bool,
+    /// When its terms end, in Unix seconds.
+    pub(crate) expiry: u64,
+    /// What flows now.
+    pub(crate) rate: FlowRate,
+}
+
 /// Something to set on its way.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Due {
@@ -58,19 +71,10 @@ pub(crate) const USED_UP: &str = "the session's time is used up; open another se
 pub(crate) const OVER: &str = "the session was closed; open another session";
 
 impl Ledger {
-    /// A session is open on the chain, with a stream of `rate`. Only that of a session of one request is meant to run
-    /// before its request begins; any other was left on by an earlier run.
-    pub(crate) fn opened(
-        &mut self,
-        id: SessionId,
-        vault: Address,
-        token: Option<B256>,
-        one_request: bool,
-        expiry: u64,
-        meter: Meter,
-        rate: FlowRate,
-        now: u64,
-    ) {
+    /// A session is open on the chain. Only the stream of a session of one request is meant to run before its request
+    /// begins; any other was left on by an earlier run.
+    pub(crate) fn opened(&mut self, id: SessionId, open: OpenVault, meter: Meter, now: u64) {
+        let OpenVault { vault, token, one_request, expiry, rate } = open;
         if let Some(token) = token {
             self.tokens.insert(token, id);
         }
@@ -275,7 +279,8 @@ mod tests {
         let mut ledger = Ledger::default();
         let rate = if one_request { RATE } else { FlowRate::ZERO };
         let token = (!one_request).then(|| B256::repeat_byte(1));
-        ledger.opened(id(1), vault(1), token, one_request, SOON, Meter::new(settings), rate, 0);
+        let open = OpenVault { vault: vault(1), token, one_request, expiry: SOON, rate };
+        ledger.opened(id(1), open, Meter::new(settings), 0);
         ledger
     }
 
@@ -285,12 +290,12 @@ mod tests {
         assert_eq!(ledger.due(0, 0), []);
         let spent = ledger.begin(id(1), 1_000).unwrap();
         let start = Due::Rate(id(1), vault(1), RATE);
-        assert_eq!(ledger.due(1_000, 0), [start.clone()]);
-        assert_eq!(ledger.due(1_001, 0), [start.clone()], "said until it is sent");
+        assert_eq!(ledger.due(1_000, 0), std::slice::from_ref(&start));
+        assert_eq!(ledger.due(1_001, 0), std::slice::from_ref(&start), "said until it is sent");
         ledger.sent(&start);
         assert_eq!(ledger.due(1_002, 0), []);
         ledger.not_sent(id(1), FlowRate::ZERO);
-        assert_eq!(ledger.due(1_003, 0), [start.clone()], "the transaction failed");
+        assert_eq!(ledger.due(1_003, 0), std::slice::from_ref(&start), "the transaction failed");
         ledger.sent(&start);
         ledger.end(id(1), 2_000);
         assert_eq!(ledger.due(6_999, 0), []);
@@ -312,7 +317,7 @@ mod tests {
         let spent = ledger.begin(id(1), 0).unwrap();
         ledger.sent(&Due::Rate(id(1), vault(1), RATE));
         let close = Due::Close(id(1), vault(1), "its time is used up");
-        assert_eq!(ledger.due(60_000, 0), [close.clone()]);
+        assert_eq!(ledger.due(60_000, 0), std::slice::from_ref(&close));
         assert_eq!(*spent.borrow(), Some(USED_UP));
         assert!(ledger.begin(id(1), 60_001).is_err());
         ledger.sent(&close);

@@ -1,7 +1,7 @@
 //! What a session came to, every figure read back from the chain.
 
 use alloy_primitives::{Address, B256};
-use pool_chain::{Chain, ChainError, events::Event};
+use pool_chain::{Chain, ChainError, events::VaultBooks};
 use pool_types::{FlowRate, Usdc, Usdcx};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -53,58 +53,24 @@ pub struct SessionReceipt {
     pub transactions: Vec<B256>,
 }
 
-impl SessionReceipt {
-    /// Paid less streamed, refunded and dust: nothing, or the figures do not agree.
-    pub fn difference(&self) -> Usdcx {
-        let accounted = self.streamed.checked_add(self.refunded.to_usdcx()).and_then(|sum| sum.checked_add(self.dust));
-        accounted
-            .and_then(|accounted| self.paid.to_usdcx().checked_sub(accounted))
-            .unwrap_or(Usdcx::from_wei(i128::MAX))
-    }
-}
-
-/// Reads a closed session's receipt from its vault's own events.
-pub(super) async fn read(chain: &Chain, session: &Session) -> Result<SessionReceipt, ChainError> {
-    let events = chain.history_of_vault(session.vault).await?;
-    let mut receipt = SessionReceipt {
+/// Reads a closed session's receipt from its vault's own events, and how far its figures are from agreeing.
+pub(super) async fn read(chain: &Chain, session: &Session) -> Result<(SessionReceipt, Usdcx), ChainError> {
+    let books = chain.books_of_vault(session.vault).await?;
+    let difference = books.difference().unwrap_or(Usdcx::from_wei(i128::MAX));
+    let VaultBooks { paid, streamed, refunded, left, stretches, closed_by, transactions } = books;
+    let stretches =
+        stretches.into_iter().map(|stretch| Stretch { from: stretch.from, to: stretch.to, rate: stretch.rate });
+    let receipt = SessionReceipt {
         network: chain.book().caip2(),
         vault: session.vault,
         pool: session.terms.pool,
-        paid: Usdc::ZERO,
-        streamed: Usdcx::ZERO,
-        refunded: Usdc::ZERO,
-        dust: Usdcx::ZERO,
-        stretches: Vec::new(),
-        closed_by: None,
-        transactions: Vec::new(),
+        paid,
+        streamed,
+        refunded,
+        dust: left,
+        stretches: stretches.collect(),
+        closed_by,
+        transactions,
     };
-    let nonsense = || ChainError::Nonsense { operation: "add up the session's events" };
-    let mut running: Option<(u64, FlowRate)> = None;
-    for logged in events {
-        if receipt.transactions.last() != Some(&logged.transaction) {
-            receipt.transactions.push(logged.transaction);
-        }
-        match logged.event {
-            Event::VaultFunded { amount, .. } => {
-                receipt.paid = receipt.paid.checked_add(amount).ok_or_else(nonsense)?;
-            }
-            Event::VaultRate { rate, .. } => {
-                if let Some((from, rate)) = running.take() {
-                    let stretch = Stretch { from, to: logged.timestamp, rate };
-                    let amount = rate.over(stretch.to.saturating_sub(from)).ok_or_else(nonsense)?;
-                    receipt.streamed = receipt.streamed.checked_add(amount.to_usdcx()).ok_or_else(nonsense)?;
-                    receipt.stretches.push(stretch);
-                }
-                running = (rate != FlowRate::ZERO).then_some((logged.timestamp, rate));
-            }
-            Event::VaultClosed { by, .. } => receipt.closed_by = Some(by),
-            Event::VaultRefunded { amount, .. } => {
-                receipt.refunded = receipt.refunded.checked_add(amount).ok_or_else(nonsense)?;
-            }
-            _ => {}
-        }
-    }
-    let vault = chain.vault(session.vault).await?;
-    receipt.dust = vault.available.checked_add(vault.unwrapped.to_usdcx()).ok_or_else(nonsense)?;
-    Ok(receipt)
+    Ok((receipt, difference))
 }

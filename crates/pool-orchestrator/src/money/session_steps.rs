@@ -179,10 +179,10 @@ impl Action for MakeReceipt {
     async fn run(&self, _step: &Step, input: Value) -> Result<Value, StepError> {
         let money = &self.0;
         let session = money.session_of_step(&input).await?;
-        let receipt = receipt::read(&money.0.chain, &session).await.map_err(chain_retry)?;
-        if receipt.difference().wei() != 0 {
+        let (receipt, difference) = receipt::read(&money.0.chain, &session).await.map_err(chain_retry)?;
+        if difference.wei() != 0 {
             // Nothing may be hidden: it is kept, shown and said.
-            warn!(session = %session.id, difference = %receipt.difference(), "paid is not streamed and refunded");
+            warn!(session = %session.id, %difference, "paid is not streamed and refunded");
         }
         let receipt_value = serde_json::to_value(&receipt).unwrap_or_default();
         money.0.store.session_receipt(session.id, &receipt).await.map_err(retry)?;
