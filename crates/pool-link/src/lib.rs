@@ -40,6 +40,7 @@ mod transport;
 pub mod lossy;
 pub mod memory;
 pub mod mesh;
+pub mod turns;
 pub mod webrtc;
 
 pub use identity::{Delegation, LinkIdentity, LinkKey};

@@ -1,7 +1,8 @@
 //! All links of one member for one assignment: made, kept, and ended together.
 //!
 //! A [`Mesh`] owns one task per link that connects and then reads, and one that writes. What arrives goes, as
-//! whole frames, to the owner's bounded inbox; what is sent waits in a bounded queue per link. A queue that
+//! whole frames, to the owner's bounded inbox, and each link's share of it is bounded in bytes: a peer that floods
+//! waits, and fills nobody's memory. What is sent waits in a bounded queue per link. A queue that
 //! is full, a link that ends and a peer that sends garbage end the mesh: the owner hears [`MeshEvent::Lost`]
 //! once. Dropping the mesh, or [`Mesh::close`], ends every task.
 
@@ -15,7 +16,7 @@ use pool_types::{Epoch, Failure, ReasonCode};
 use pool_wire::Assembler;
 use pool_wire::control::{Assignment, LinkPlan, LinkReport, Signal};
 use pool_wire::frame::{self, Frame};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 
 use crate::webrtc::{LinkSettings, WebRtcLink};
@@ -29,6 +30,10 @@ const SIGNALS: usize = 8;
 /// Longest body on a link: a prefill chunk of hidden states, or a prompt.
 const MAX_BODY: usize = 16 << 20;
 
+/// Bytes that one link may have in the owner's inbox; then its reader waits, and soon the peer's sends do. Twice the
+/// longest body, so that a whole one always fits beside what came with it.
+const UNREAD: usize = 2 * MAX_BODY;
+
 /// What a mesh tells its owner.
 #[derive(Debug)]
 pub enum MeshEvent {
@@ -39,7 +44,7 @@ pub enum MeshEvent {
         /// Who sent them.
         from: Address,
         /// The bodies.
-        frames: Vec<Frame>,
+        frames: Parcel,
     },
     /// Every link is up.
     Joined,
@@ -50,6 +55,50 @@ pub enum MeshEvent {
         /// Why.
         failure: Failure,
     },
+}
+
+/// Frames on their way to the owner. Counts against its link's share of the inbox until it is dropped, or the last of
+/// its frames was taken out.
+#[derive(Debug)]
+pub struct Parcel {
+    frames: Vec<Frame>,
+    held: OwnedSemaphorePermit,
+}
+
+impl std::ops::Deref for Parcel {
+    type Target = [Frame];
+
+    fn deref(&self) -> &[Frame] {
+        &self.frames
+    }
+}
+
+impl IntoIterator for Parcel {
+    type Item = Frame;
+    type IntoIter = ParcelFrames;
+
+    fn into_iter(self) -> ParcelFrames {
+        ParcelFrames { frames: self.frames.into_iter(), _held: self.held }
+    }
+}
+
+/// The frames of a [`Parcel`], one after the other.
+#[derive(Debug)]
+pub struct ParcelFrames {
+    frames: std::vec::IntoIter<Frame>,
+    _held: OwnedSemaphorePermit,
+}
+
+impl Iterator for ParcelFrames {
+    type Item = Frame;
+
+    fn next(&mut self) -> Option<Frame> {
+        self.frames.next()
+    }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        self.frames.size_hint()
+    }
 }
 
 /// What a mesh needs to know.
@@ -276,6 +325,7 @@ async fn read<E: From<(Epoch, MeshEvent)> + Send + 'static>(link: &WebRtcLink, o
         Failure::new(ReasonCode::Protocol, format!("{peer} sent what is no frame: {error}"))
     };
     let mut assemblers = [Assembler::new(MAX_BODY), Assembler::new(MAX_BODY)];
+    let unread = Arc::new(Semaphore::new(UNREAD));
     loop {
         let (lane, message) = match link.receive().await {
             Ok(received) => received,
@@ -294,7 +344,9 @@ async fn read<E: From<(Epoch, MeshEvent)> + Send + 'static>(link: &WebRtcLink, o
             }
         }
         if !frames.is_empty() {
-            outlet.tell(MeshEvent::Frames { from: peer, frames }).await;
+            let bytes = frames.iter().map(Frame::encoded_len).sum::<usize>().min(UNREAD);
+            let Ok(held) = unread.clone().acquire_many_owned(bytes as u32).await else { continue };
+            outlet.tell(MeshEvent::Frames { from: peer, frames: Parcel { frames, held } }).await;
         }
     }
 }

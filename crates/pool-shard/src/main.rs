@@ -81,7 +81,10 @@ fn main() -> anyhow::Result<()> {
         .with_writer(std::io::stderr)
         .with_ansi(false)
         .init();
-    // The links' work is small beside the engine's: one thread carries it.
+    // The links' work is small beside the engine's: one thread carries it, this one. It must not wait long for a core.
+    if let Err(error) = pool_link::turns::short() {
+        tracing::debug!(%error, "the links' thread runs in ordinary turns");
+    }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let options = service::ShardOptions { threads };
     let served = runtime.block_on(async {

@@ -28,6 +28,9 @@ pub const PREFILL_CREDITS: u32 = 4;
 pub const MAX_REQUESTS: usize = 1024;
 /// A request that makes no progress for this long is given up.
 pub const STALLED: Duration = Duration::from_secs(120);
+/// Bytes of hidden states that may wait at the exit for prompts that have not come yet. A gateway sends the prompt to
+/// the exit as it does to the entry, so next to nothing waits long.
+pub const UNPROMPTED: usize = 64 << 20;
 /// Ended requests remembered so that their late frames are dropped quietly.
 const REMEMBERED: usize = 4096;
 
@@ -252,6 +255,10 @@ impl Scheduler {
     fn on_hidden(&mut self, frame: Frame) -> Result<(), String> {
         let (hidden, wire) = (self.place.hidden, self.place.wire);
         let now = self.now;
+        let unprompted = self.place.is_exit() && self.requests.get(&frame.request).is_some_and(|r| r.prompt.is_none());
+        if unprompted && self.unprompted_bytes() + frame.payload.len() > UNPROMPTED {
+            return Err("too much waits for prompts that have not come".into());
+        }
         let Some(request) = self.requests.get_mut(&frame.request).filter(|r| r.open) else {
             return Err("hidden states came before the request was opened".into());
         };
@@ -272,6 +279,9 @@ impl Scheduler {
             ));
         }
         let bytes = u64::from(frame.tokens) * u64::from(hidden) * wire.size() as u64;
+        if frame.tokens > self.place.prefill_chunk {
+            return Err(format!("a step of {} rows where {} are the most", frame.tokens, self.place.prefill_chunk));
+        }
         if frame.tokens == 0 || bytes != frame.payload.len() as u64 {
             return Err(format!("{} rows of hidden states in {} bytes", frame.tokens, frame.payload.len()));
         }
@@ -294,6 +304,12 @@ impl Scheduler {
         });
         self.enqueue(frame.request);
         Ok(())
+    }
+
+    /// Bytes that wait here for prompts.
+    fn unprompted_bytes(&self) -> usize {
+        let waiting = self.requests.values().filter(|request| request.prompt.is_none());
+        waiting.flat_map(|request| &request.inbox).map(Work::bytes).sum()
     }
 
     fn on_credit(&mut self, frame: Frame) -> Result<(), String> {

@@ -15,7 +15,7 @@ use pool_models::Model;
 use pool_types::{Failure, ReasonCode};
 use pool_wire::control::{self, Assignment, CONTROL_VERSION, FromShard, LoadOrder, ShardFootprint, ToShard};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 use crate::process;
 use crate::worker::{self, Event};
@@ -146,26 +146,36 @@ impl Service {
             return Err(Failure::new(ReasonCode::Protocol, "this shard has loaded its layers already"));
         }
         let begun = Instant::now();
-        let threads = self.options.threads;
-        let task = order.clone();
-        let engine = tokio::task::spawn_blocking(move || load_engine(&task, threads))
-            .await
-            .map_err(|_| Failure::new(ReasonCode::Engine, "loading the layers failed unexpectedly"))??;
-        let cost = engine.footprint();
+        let (inbox, events) = mpsc::channel(INBOX);
+        let (loaded, outcome) = oneshot::channel();
+        let (threads, task) = (self.options.threads, order.clone());
+        let (node, runtime) = (self.node.clone(), tokio::runtime::Handle::current());
+        // Whatever computes is started by this thread, loading included, and takes after it.
+        let thread = std::thread::Builder::new()
+            .name("engine".into())
+            .spawn(move || {
+                if let Err(error) = pool_link::turns::ordinary() {
+                    tracing::debug!(%error, "the engine's thread runs in short turns");
+                }
+                match load_engine(&task, threads) {
+                    Ok(engine) => {
+                        let _ = loaded.send(Ok((engine.footprint(), engine.options().kv_tokens)));
+                        worker::run(engine, events, node, runtime);
+                    }
+                    Err(failure) => drop(loaded.send(Err(failure))),
+                }
+            })
+            .map_err(|e| Failure::new(ReasonCode::Engine, format!("the engine thread cannot start: {e}")))?;
+        let (cost, kv_tokens) =
+            outcome.await.map_err(|_| Failure::new(ReasonCode::Engine, "loading the layers failed unexpectedly"))??;
         let footprint = ShardFootprint {
             weight_bytes: cost.weight_bytes,
             bytes_read: cost.bytes_read,
             kv_bytes_per_token: cost.kv_bytes_per_token,
-            kv_tokens: engine.options().kv_tokens as u64,
+            kv_tokens: kv_tokens as u64,
             resident_bytes: process::resident_bytes(),
             load_seconds: begun.elapsed().as_secs_f64(),
         };
-        let (inbox, events) = mpsc::channel(INBOX);
-        let (node, runtime) = (self.node.clone(), tokio::runtime::Handle::current());
-        let thread = std::thread::Builder::new()
-            .name("engine".into())
-            .spawn(move || worker::run(engine, events, node, runtime))
-            .map_err(|e| Failure::new(ReasonCode::Engine, format!("the engine thread cannot start: {e}")))?;
         let ticker = tokio::spawn(tick(inbox.clone()));
         self.loaded = Some(Loaded { order, inbox, thread, ticker });
         Ok(footprint)

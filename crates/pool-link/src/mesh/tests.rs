@@ -29,6 +29,11 @@ struct Side {
 
 /// A gateway and `shards` members, all in this process, with real data channels between them.
 async fn coalition(shards: usize) -> Vec<Side> {
+    coalition_with_room(shards, 64).await
+}
+
+/// The same, with inboxes of `events`.
+async fn coalition_with_room(shards: usize, events: usize) -> Vec<Side> {
     let wallets: Vec<PrivateKeySigner> = (0..=shards).map(|_| PrivateKeySigner::random()).collect();
     let layers = LayerRange::new(0, 12).unwrap().split_evenly(shards as u32);
     let assignment = Assignment {
@@ -55,7 +60,7 @@ async fn coalition(shards: usize) -> Vec<Side> {
             settings: LinkSettings::loopback(),
             clock: now,
         };
-        let (tx, events) = mpsc::channel(64);
+        let (tx, events) = mpsc::channel(events);
         sides.push(Side { address: wallet.address(), mesh: Some(Mesh::start(plan, tx)), events });
     }
     // The relay: descriptions go where they are addressed, until everybody has joined.
@@ -108,4 +113,33 @@ async fn a_member_that_vanishes_is_lost_to_its_neighbours_within_a_second_and_a_
         assert_eq!(failure.code, ReasonCode::PeerLost);
     }
     assert!(begun.elapsed() < Duration::from_millis(1500), "took {:?}", begun.elapsed());
+}
+
+#[tokio::test]
+async fn a_peer_that_floods_waits_instead_of_filling_the_owners_memory() {
+    let mut sides = coalition_with_room(2, 8192).await;
+    let (epoch, to) = (Epoch(3), sides[2].address);
+    let flood = |n: u64| Frame {
+        payload: Bytes::from(vec![n as u8; 60 << 10]),
+        step: n as u32,
+        ..Frame::new(Kind::Credit, epoch, RequestId(1))
+    };
+    // 96 MiB at once: three times what may wait.
+    let frames: Vec<Frame> = (0..96 * 1024 / 60).map(flood).collect();
+    sides[1].mesh.as_ref().unwrap().send(to, Lane::Ctl, &frames).unwrap();
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let waiting: usize = {
+        let report = sides[2].mesh.as_ref().unwrap().reports();
+        report.iter().map(|link| link.ctl_bytes_received as usize).sum()
+    };
+    let most = UNREAD + (64 << 10);
+    assert!(waiting > UNREAD / 2 && waiting <= most, "{waiting} bytes taken in, {most} are the most");
+    let mut seen = 0;
+    while seen < frames.len() {
+        let MeshEvent::Frames { frames, .. } = next(&mut sides[2]).await else { panic!("the link lives on") };
+        for frame in frames {
+            assert_eq!(frame.step, seen as u32, "nothing is lost and all is in order");
+            seen += 1;
+        }
+    }
 }

@@ -34,6 +34,7 @@ use webrtc::data_channel::{DataChannel, DataChannelEvent};
 use self::{
     probe::Prober,
     raw::{Connected, Connecting},
+    socket::Arrivals,
 };
 use crate::{
     identity::LinkIdentity,
@@ -84,10 +85,7 @@ struct Shared {
     clock: Instant,
     /// When the peer was last heard of, in microseconds on `clock`.
     heard: AtomicU64,
-    /// When its last heartbeat was sent, as far as can be told.
-    beaten: AtomicU64,
-    /// Since when a consumer waits for a message; 0 while none does.
-    waiting: AtomicU64,
+    arrivals: Arc<Arrivals>,
 }
 
 impl Shared {
@@ -187,7 +185,7 @@ impl WebRtcLink {
     }
 
     fn start(connected: Connected, peer: Address, settings: LinkSettings) -> Self {
-        let Connected { connection, state, lanes, path } = connected;
+        let Connected { connection, state, lanes, arrivals, path } = connected;
         let (upper_in, upper) = mpsc::channel(beat::UPPER_QUEUE);
         let (finished_in, finished) = watch::channel(false);
         let clock = Instant::now();
@@ -200,8 +198,7 @@ impl WebRtcLink {
             prober: Prober::default(),
             clock,
             heard: AtomicU64::new(1),
-            beaten: AtomicU64::new(1),
-            waiting: AtomicU64::new(0),
+            arrivals,
         });
         if shared.settings.probes.is_some() {
             tokio::spawn(probe::run(shared.clone()));
@@ -253,15 +250,6 @@ impl PendingAnswer {
     }
 }
 
-/// Tells the beat task that a consumer waits, for as long as it does.
-struct Waiting<'a>(&'a AtomicU64);
-
-impl Drop for Waiting<'_> {
-    fn drop(&mut self) {
-        self.0.store(0, Ordering::Relaxed);
-    }
-}
-
 #[async_trait]
 impl Transport for WebRtcLink {
     fn peer(&self) -> Address {
@@ -303,8 +291,6 @@ impl Transport for WebRtcLink {
             return Err(CloseReason::Protocol.into());
         }
         let mut upper = self.upper.lock().await;
-        shared.waiting.store(shared.now(), Ordering::Relaxed);
-        let _waiting = Waiting(&shared.waiting);
         // Once a lane has ended it is left alone, so that what the others still hold is handed out.
         let (mut act_open, mut ctl_open) = (true, true);
         loop {

@@ -23,7 +23,10 @@ use webrtc::{
     },
 };
 
-use super::{settings::LinkSettings, socket::BufferedRuntime};
+use super::{
+    settings::LinkSettings,
+    socket::{Arrivals, BufferedRuntime},
+};
 use crate::{
     signal::SignalError,
     stats::LinkPath,
@@ -102,6 +105,7 @@ pub(super) struct Connecting {
     opened: mpsc::Receiver<Arc<dyn DataChannel>>,
     /// The offering side's lanes, in the order of [`Lane::ALL`]; empty on the answering side.
     own: Vec<Arc<dyn DataChannel>>,
+    arrivals: Arc<Arrivals>,
     deadline: Duration,
 }
 
@@ -110,6 +114,7 @@ pub(super) struct Connected {
     pub(super) connection: Arc<dyn PeerConnection>,
     pub(super) state: watch::Receiver<RTCPeerConnectionState>,
     pub(super) lanes: [Arc<dyn DataChannel>; 3],
+    pub(super) arrivals: Arc<Arrivals>,
     pub(super) path: LinkPath,
 }
 
@@ -143,7 +148,9 @@ impl Connecting {
                 Some(ICE_CHECK),
                 Some(u16::try_from(settings.connect_deadline.as_millis() / ICE_CHECK.as_millis()).unwrap_or(u16::MAX)),
             )
-            .with_host_acceptance_min_wait(Some(Duration::ZERO));
+            .with_host_acceptance_min_wait(Some(Duration::ZERO))
+            // Signs of life that do not queue behind lost data, as everything inside SCTP does.
+            .with_ice_timeouts(None, None, Some(settings.heartbeat));
         if let Some(window) = settings.receive_window {
             engine = engine.with_sctp_max_receive_buffer_size(window.max(2 * MAX_MESSAGE as u32));
         }
@@ -162,8 +169,9 @@ impl Connecting {
         let (gathered_in, gathered) = watch::channel(false);
         let (state_in, state) = watch::channel(RTCPeerConnectionState::New);
         let (opened_in, opened) = mpsc::channel(Lane::ALL.len());
+        let arrivals = Arc::new(Arrivals::new());
         let connection = PeerConnectionBuilder::new()
-            .with_runtime(Arc::new(BufferedRuntime { buffer: settings.socket_buffer }))
+            .with_runtime(Arc::new(BufferedRuntime { buffer: settings.socket_buffer, arrivals: arrivals.clone() }))
             .with_configuration(configuration.build())
             .with_setting_engine(engine.build())
             .with_handler(Arc::new(Events { gathered: gathered_in, state: state_in, opened: opened_in }))
@@ -174,7 +182,8 @@ impl Connecting {
             .await
             .map_err(stack("starting the connection"))?;
         let guard = Guard(Some(Arc::new(connection)));
-        Ok(Self { guard, gathered, state, opened, own: Vec::new(), deadline: settings.connect_deadline })
+        let (own, deadline) = (Vec::new(), settings.connect_deadline);
+        Ok(Self { guard, gathered, state, opened, own, arrivals, deadline })
     }
 
     /// Opens the lanes and describes this side, with all its addresses.
@@ -254,7 +263,7 @@ impl Connecting {
         };
         let path = if pair.as_ref().is_some_and(relayed) { LinkPath::Relay } else { LinkPath::Direct };
         let connection = self.guard.0.take().ok_or(ConnectError::Unreachable)?;
-        Ok(Connected { connection, state: self.state, lanes, path })
+        Ok(Connected { connection, state: self.state, lanes, arrivals: self.arrivals, path })
     }
 }
 

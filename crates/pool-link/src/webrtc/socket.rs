@@ -1,13 +1,17 @@
-//! The runtime that webrtc runs on: tokio, with larger socket buffers and batches that fit our messages.
+//! The runtime that webrtc runs on: tokio, with larger socket buffers, batches that fit our messages, and a note of
+//! when something last came in.
 
 use std::{
     future::Future,
     io::{self, IoSliceMut},
     net::SocketAddr,
     pin::Pin,
-    sync::Arc,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     task::{Context, Poll},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use webrtc::runtime::{
@@ -24,10 +28,54 @@ const RECEIVE_RUN: usize = 64;
 
 type Boxed<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
-/// Tokio, except that every UDP socket gets kernel buffers of `buffer` bytes (as far as the kernel allows).
+/// What came in at the sockets of one connection, whether or not the stack has made anything of it.
+///
+/// Not authenticated: whoever knows the port can make it look alive. It only ever lengthens a patience that has an end.
+#[derive(Debug)]
+pub(super) struct Arrivals {
+    begun: Instant,
+    /// When the stack last read a datagram, in microseconds since `begun`.
+    latest: AtomicU64,
+    sockets: Mutex<Vec<std::net::UdpSocket>>,
+}
+
+impl Arrivals {
+    pub(super) fn new() -> Self {
+        Self { begun: Instant::now(), latest: AtomicU64::new(0), sockets: Mutex::default() }
+    }
+
+    fn note(&self) {
+        self.latest.store(self.begun.elapsed().as_micros() as u64, Ordering::Relaxed);
+    }
+
+    fn sockets(&self) -> MutexGuard<'_, Vec<std::net::UdpSocket>> {
+        self.sockets.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How long the stack has read nothing.
+    pub(super) fn quiet_for(&self) -> Duration {
+        self.begun.elapsed().saturating_sub(Duration::from_micros(self.latest.load(Ordering::Relaxed)))
+    }
+
+    /// Whether something lies in a socket that the stack has not read yet: it had no time to.
+    pub(super) fn unread(&self) -> bool {
+        // A datagram longer than the room for it is an error on some systems, and a datagram all the same.
+        let waits = |result: io::Result<_>| !result.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock);
+        self.sockets().iter().any(|socket| waits(socket.peek_from(&mut [0; 1])))
+    }
+
+    /// Lets go of the sockets, so that their ports are free once the stack has closed them.
+    pub(super) fn end(&self) {
+        self.sockets().clear();
+    }
+}
+
+/// Tokio, except that every UDP socket gets kernel buffers of `buffer` bytes (as far as the kernel allows) and tells
+/// `arrivals` of what comes in.
 #[derive(Debug)]
 pub(super) struct BufferedRuntime {
     pub(super) buffer: usize,
+    pub(super) arrivals: Arc<Arrivals>,
 }
 
 impl Runtime for BufferedRuntime {
@@ -41,7 +89,10 @@ impl Runtime for BufferedRuntime {
 
     fn wrap_udp_socket(&self, socket: std::net::UdpSocket) -> io::Result<Arc<dyn AsyncUdpSocket>> {
         enlarge(&socket, self.buffer);
-        Ok(Arc::new(BatchedSocket(TokioRuntime.wrap_udp_socket(socket)?)))
+        let twin = socket.try_clone()?;
+        let inner = TokioRuntime.wrap_udp_socket(socket)?;
+        self.arrivals.sockets().push(twin);
+        Ok(Arc::new(BatchedSocket { inner, arrivals: self.arrivals.clone() }))
     }
 
     fn wrap_tcp_listener(&self, listener: std::net::TcpListener) -> io::Result<Arc<dyn AsyncTcpListener>> {
@@ -79,15 +130,18 @@ impl Runtime for BufferedRuntime {
 
 /// A socket that tells the stack batch sizes that fit our messages.
 #[derive(Debug)]
-struct BatchedSocket(Arc<dyn AsyncUdpSocket>);
+struct BatchedSocket {
+    inner: Arc<dyn AsyncUdpSocket>,
+    arrivals: Arc<Arrivals>,
+}
 
 impl AsyncUdpSocket for BatchedSocket {
     fn local_addr(&self) -> io::Result<SocketAddr> {
-        self.0.local_addr()
+        self.inner.local_addr()
     }
 
     fn poll_send(&self, context: &mut Context<'_>, transmit: &Transmit<'_>) -> Poll<io::Result<usize>> {
-        self.0.poll_send(context, transmit)
+        self.inner.poll_send(context, transmit)
     }
 
     fn poll_recv(
@@ -96,11 +150,15 @@ impl AsyncUdpSocket for BatchedSocket {
         buffers: &mut [IoSliceMut<'_>],
         meta: &mut [RecvMeta],
     ) -> Poll<io::Result<usize>> {
-        self.0.poll_recv(context, buffers, meta)
+        let read = self.inner.poll_recv(context, buffers, meta);
+        if matches!(read, Poll::Ready(Ok(_))) {
+            self.arrivals.note();
+        }
+        read
     }
 
     fn max_gso_segments(&self) -> usize {
-        self.0.max_gso_segments().min(SEND_RUN)
+        self.inner.max_gso_segments().min(SEND_RUN)
     }
 
     fn max_gro_segments(&self) -> usize {
@@ -139,6 +197,20 @@ fn enlarge(_: &std::net::UdpSocket, _: usize) {}
 #[cfg(all(test, target_os = "linux"))]
 mod tests {
     use std::os::fd::AsRawFd;
+
+    #[test]
+    fn a_datagram_that_nobody_read_is_seen_and_stays_there() {
+        let (socket, sender) =
+            (std::net::UdpSocket::bind("127.0.0.1:0").unwrap(), std::net::UdpSocket::bind("127.0.0.1:0").unwrap());
+        socket.set_nonblocking(true).unwrap();
+        let arrivals = super::Arrivals::new();
+        arrivals.sockets().push(socket.try_clone().unwrap());
+        assert!(!arrivals.unread(), "nothing was sent yet");
+        sender.send_to(&[7; 1200], socket.local_addr().unwrap()).unwrap();
+        assert!(arrivals.unread() && arrivals.unread(), "looking does not take it away");
+        assert_eq!(socket.recv(&mut [0; 1500]).unwrap(), 1200, "whole for whoever reads it");
+        assert!(!arrivals.unread());
+    }
 
     #[test]
     #[allow(unsafe_code, reason = "std has no way to read SO_RCVBUF")]

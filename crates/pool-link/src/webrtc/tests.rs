@@ -1,5 +1,7 @@
 //! Real links between real data channels on the loopback interface.
 
+mod silence;
+
 use std::{collections::BTreeSet, time::Duration};
 
 use alloy_signer_local::PrivateKeySigner;

@@ -116,6 +116,14 @@ impl Work {
             WorkInput::Hidden { rows, .. } => *rows,
         }
     }
+
+    /// Bytes of hidden states it holds.
+    pub(super) fn bytes(&self) -> usize {
+        match &self.input {
+            WorkInput::Tokens(_) => 0,
+            WorkInput::Hidden { data, .. } => data.len(),
+        }
+    }
 }
 
 /// What the engine made of a step.

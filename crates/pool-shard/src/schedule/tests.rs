@@ -135,7 +135,8 @@ impl World {
         if batch.is_empty() {
             return false;
         }
-        let decoding = batch.iter().filter(|w| w.sample && w.rows() == 1).count();
+        // At the entry the last row of a prompt may come alone, and is prefill.
+        let decoding = batch.iter().filter(|w| me > 0 && w.sample && w.rows() == 1).count();
         self.largest_decode_batch = self.largest_decode_batch.max(decoding);
         let outcomes = batch
             .iter()
@@ -358,4 +359,43 @@ fn a_chunked_step_is_put_together_before_it_is_scheduled() {
     let mut assembler = Assembler::new(1 << 20);
     assert!(assembler.push(frames[0].clone()).unwrap().is_none());
     assert_eq!(assembler.push(frames[1].clone()).unwrap().unwrap().payload, rows);
+}
+
+/// An exit among two that is sent hidden states without a prompt.
+fn unprompted_step(request: RequestId, step: u32, rows: u32) -> Frame {
+    let hidden =
+        frame::Hidden { request, step, position: step * rows, tokens: rows, hidden: HIDDEN, ..Default::default() };
+    let mut frames = hidden.frames(Epoch(1), vec![0; (rows * HIDDEN * 2) as usize]);
+    frames.remove(0)
+}
+
+#[test]
+fn a_step_longer_than_a_chunk_costs_its_request_only() {
+    let mut exit = Scheduler::new(place(1, 2));
+    for id in [1, 2] {
+        let open = Frame { tokens: 100, ..Frame::new(Kind::Open, Epoch(1), RequestId(id)) };
+        exit.on_frame(Peer::Previous, open);
+    }
+    exit.on_frame(Peer::Previous, unprompted_step(RequestId(1), 0, 9));
+    exit.on_frame(Peer::Previous, unprompted_step(RequestId(2), 0, 8));
+    assert_eq!(exit.live(), 1, "nine rows are more than a chunk of eight; the other request goes on");
+}
+
+#[test]
+fn what_waits_at_the_exit_for_prompts_is_bounded_in_bytes() {
+    let rows = 1 << 16;
+    let mut exit = Scheduler::new(Place { prefill_chunk: rows, ..place(1, 2) });
+    let bytes = (rows * HIDDEN * 2) as usize;
+    let fit = UNPROMPTED / bytes;
+    for id in 0..fit as u64 + 3 {
+        let open = Frame { tokens: u32::MAX, ..Frame::new(Kind::Open, Epoch(1), RequestId(id)) };
+        exit.on_frame(Peer::Previous, open);
+        let hidden = frame::Hidden { request: RequestId(id), tokens: rows, hidden: HIDDEN, ..Default::default() };
+        let whole = Frame { payload: vec![0; bytes].into(), chunks: 1, ..hidden.frames(Epoch(1), []).remove(0) };
+        exit.on_frame(Peer::Previous, whole);
+    }
+    assert_eq!(exit.live(), fit, "the rest was refused, not held");
+    let late = prompt(1, 1).frames(Epoch(1), RequestId(0)).unwrap().remove(0);
+    exit.on_frame(Peer::Gateway, late);
+    assert_eq!(exit.next_batch().len(), 1, "a prompt that comes sets its steps going");
 }
