@@ -11,6 +11,7 @@ mod server;
 
 pub use completion::{CancelGuard, Completion, Completions, ServedModel, StartError};
 pub use dataplane::{DataPlane, DataPlaneCounters, DataPlaneEvent, DataPlaneSettings, Tap};
+pub use money::routes::router as session_router;
 pub use money::{Money, MoneyConfig, MoneyError, SessionReceipt};
 pub use payment::{Fare, Payer, PaymentRefusal, Payments, Price};
 pub use server::{Orchestrator, OrchestratorConfig, OrchestratorError, run};

@@ -47,13 +47,16 @@ pub(crate) struct Routes {
 }
 
 /// The routes; without `money` they say that nothing needs to be paid.
-pub(crate) fn router(money: Option<Money>, api_key: Option<ApiKey>) -> Router {
+pub fn router(money: Option<Money>, api_key: Option<ApiKey>) -> Router {
     let routes = Routes { money, api_key, places: Arc::new(Semaphore::new(MOST_OPENING)) };
     Router::new()
         .route(SESSIONS, post(open))
         .route("/v1/sessions/{id}", get(show).delete(close))
         .route("/v1/workflows/{run}", get(workflow))
         .route("/v1/audit", get(audit))
+        .method_not_allowed_fallback(|request: Request| async move {
+            ApiError::wrong_method(request.method(), request.uri().path())
+        })
         .with_state(routes)
         .layer(middleware::from_fn(gateway::tag))
 }

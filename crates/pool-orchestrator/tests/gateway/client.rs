@@ -8,6 +8,7 @@ use std::{
 use pool_orchestrator::{
     Payments,
     gateway::{ApiKey, GatewayState, Limits, Privacy, router},
+    session_router,
 };
 use reqwest::{Method, header::HeaderMap};
 use serde_json::Value;
@@ -69,9 +70,10 @@ impl Server {
             limits,
             clock: Arc::new(|| SystemTime::UNIX_EPOCH + Duration::from_secs(NOW)),
         };
+        let app = router(state).merge(session_router(None, key.map(ApiKey::new)));
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
-        let task = tokio::spawn(async move { axum::serve(listener, router(state)).await.unwrap() });
+        let task = tokio::spawn(async move { axum::serve(listener, app).await.unwrap() });
         let document = reqwest::get(format!("http://{address}/openapi.json")).await.unwrap().json().await.unwrap();
         Self { address, document, task }
     }
