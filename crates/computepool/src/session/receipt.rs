@@ -3,9 +3,12 @@
 use std::fmt::Write as _;
 
 use alloy_primitives::{Address, B256};
-use anyhow::{Context, Result};
-use pool_chain::{Chain, events::Event};
-use pool_types::{FlowRate, Usdc, Usdcx};
+use anyhow::Result;
+use pool_chain::{
+    Chain,
+    events::{Stretch, VaultBooks},
+};
+use pool_types::{Usdc, Usdcx};
 use serde::{Deserialize, Serialize};
 
 /// What a session came to, in the orchestrator's form: `paid = streamed + refunded`, to the last unit.
@@ -23,14 +26,6 @@ pub(crate) struct Receipt {
     pub(crate) transactions: Vec<B256>,
 }
 
-/// A stretch of time at one rate, Unix seconds.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Stretch {
-    pub(crate) from: u64,
-    pub(crate) to: u64,
-    pub(crate) rate: FlowRate,
-}
-
 impl Receipt {
     /// Whether the figures agree.
     pub(crate) fn adds_up(&self) -> bool {
@@ -44,56 +39,13 @@ impl Receipt {
     }
 }
 
-/// Adds up a vault's events. The orchestrator does the same for its own receipt; a payer that can reach the chain does
+/// Reads a receipt from the chain. The orchestrator does the same for its own; a payer that can reach the chain does
 /// not have to believe it.
 pub(super) async fn read(chain: &Chain, vault: Address, pool: Address) -> Result<Receipt> {
-    let too_much = "the vault's events add up to more than there can be";
-    let mut receipt = Receipt {
-        network: chain.book().caip2(),
-        vault,
-        pool,
-        paid: Usdc::ZERO,
-        streamed: Usdcx::ZERO,
-        refunded: Usdc::ZERO,
-        dust: Usdcx::ZERO,
-        stretches: Vec::new(),
-        closed_by: None,
-        transactions: Vec::new(),
-    };
-    let mut running: Option<(u64, FlowRate)> = None;
-    let mut was_wrapped = false;
-    for logged in chain.history_of_vault(vault).await? {
-        if receipt.transactions.last() != Some(&logged.transaction) {
-            receipt.transactions.push(logged.transaction);
-        }
-        match logged.event {
-            Event::VaultFunded { amount, .. } => {
-                was_wrapped = true;
-                receipt.paid = receipt.paid.checked_add(amount).context(too_much)?;
-            }
-            Event::VaultRate { rate, .. } => {
-                if let Some((from, rate)) = running.take() {
-                    let stretch = Stretch { from, to: logged.timestamp, rate };
-                    let amount = rate.over(stretch.to.saturating_sub(from)).context(too_much)?;
-                    receipt.streamed = receipt.streamed.checked_add(amount.to_usdcx()).context(too_much)?;
-                    receipt.stretches.push(stretch);
-                }
-                running = (rate != FlowRate::ZERO).then_some((logged.timestamp, rate));
-            }
-            Event::VaultClosed { by, .. } => receipt.closed_by = Some(by),
-            Event::VaultRefunded { amount, .. } => {
-                receipt.refunded = receipt.refunded.checked_add(amount).context(too_much)?;
-            }
-            _ => {}
-        }
-    }
-    if !was_wrapped {
-        // It was never opened: what was settled came back as it was.
-        receipt.paid = receipt.refunded;
-    }
-    let state = chain.vault(vault).await?;
-    receipt.dust = state.available.checked_add(state.unwrapped.to_usdcx()).context(too_much)?;
-    Ok(receipt)
+    let VaultBooks { paid, streamed, refunded, left: dust, stretches, closed_by, transactions } =
+        chain.books_of_vault(vault).await?;
+    let network = chain.book().caip2();
+    Ok(Receipt { network, vault, pool, paid, streamed, refunded, dust, stretches, closed_by, transactions })
 }
 
 /// The one line: `paid = streamed + refunded`.
@@ -137,12 +89,12 @@ pub(super) fn words(receipt: &Receipt) -> String {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
-    use alloy_primitives::B256;
+mod tests {
+    use pool_types::FlowRate;
 
     use super::*;
 
-    pub(crate) fn receipt() -> Receipt {
+    fn receipt() -> Receipt {
         let usdc = |text: &str| text.parse::<Usdc>().unwrap();
         Receipt {
             network: "eip155:16602".to_owned(),
