@@ -7,6 +7,63 @@
 //! - Every change of a run, a step or a transaction is a row of a log that is chained by hashes and written in the
 //!   same database transaction as the change. [`Journal::export`] and [`verify_export`] take it anywhere.
 //! - Any process may start runs and look; one [`Runner`] drives.
+//!
+//! Inputs and outputs of steps are kept in the store's file as they are, for the steps that need them; the log and
+//! every view leave secrets out ([`redacted`]). The log is never shortened: it grows with what is done.
+//!
+//! ```
+//! # let directory = tempfile::tempdir()?;
+//! # tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
+//! use std::{sync::Arc, time::Duration};
+//!
+//! use pool_journal::{
+//!     Action, Actions, Clock, Graph, Graphs, Journal, Runner, RunnerSetup, Step, StepError, SystemClock, verify_export,
+//! };
+//! use pool_store::Store;
+//! use serde_json::{Value, json};
+//!
+//! /// Pays what it is told to, and says under which key it did.
+//! struct Pay;
+//!
+//! #[async_trait::async_trait]
+//! impl Action for Pay {
+//!     async fn run(&self, step: &Step, input: Value) -> Result<Value, StepError> {
+//!         let Some(amount) = input["amount"].as_u64() else {
+//!             return Err(StepError::failed("amount", "the amount is no number"));
+//!         };
+//!         Ok(json!({"paid": amount, "under": step.key()}))
+//!     }
+//! }
+//!
+//! let graph = r#"{
+//!     "name": "pay-once",
+//!     "nodes": [
+//!         {"id": "trigger", "type": "trigger", "data": {"type": "trigger", "label": "Start", "config": {}}},
+//!         {"id": "pay", "type": "action", "data": {"type": "action", "label": "Pay",
+//!             "config": {"actionType": "till/pay", "amount": "{{trigger.amount}}"}}}
+//!     ],
+//!     "edges": [{"id": "first", "source": "trigger", "target": "pay"}]
+//! }"#;
+//! let graphs = Graphs::new([Graph::parse(graph, &["till/pay"])?])?;
+//! let store = Store::open(directory.path().join("state.db")).await?;
+//! let journal = Journal::open(&store, graphs, Arc::new(SystemClock)).await?;
+//!
+//! // On disk, and done when a runner comes by. The same key again is the same run.
+//! let run = journal.start("pay-once", "invoice 7", json!({"amount": 25})).await?;
+//! assert_eq!(journal.start("pay-once", "invoice 7", json!({"amount": 25})).await?, run);
+//!
+//! let actions = Actions::new().with("till/pay", Arc::new(Pay));
+//! let runner = Runner::start(&journal, RunnerSetup { actions, ..RunnerSetup::default() }).await?;
+//! let outcome = journal.wait(run, journal.clock().now().after(Duration::from_secs(10))).await?;
+//! assert_eq!(outcome.outputs["pay"], json!({"paid": 25, "under": format!("{run}/pay")}));
+//! runner.stop().await?;
+//!
+//! let mut export = Vec::new();
+//! journal.export(&mut export).await?;
+//! assert_eq!(verify_export(&export[..])?.entries, 5);
+//! # Ok::<(), Box<dyn std::error::Error>>(()) })?;
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
 mod advance;
 mod canonical;

@@ -32,10 +32,21 @@ pub(crate) struct SignerDriver {
 /// What the driver remembers between rounds. Losing it costs a few needless calls and nothing else.
 #[derive(Default)]
 pub(super) struct Memory {
-    /// The newest block of the last complete look.
+    /// The newest block at the last look.
     pub(super) head: Option<BlockRef>,
+    /// The highest block up to which every receipt was looked for, in a chain that has not changed since.
+    pub(super) anchor: Option<BlockRef>,
+    /// Intents with an outcome that must be looked for again: the chain changed, and no node has said yet what became
+    /// of them.
+    pub(super) doubted: HashSet<String>,
+    /// Intents that were asked for without an answer.
+    pub(super) unanswered: HashSet<String>,
+    /// Since when nodes have been behind the block that held an intent.
+    pub(super) behind: HashMap<String, Timestamp>,
     /// When each variant was last broadcast.
     pub(super) sent: HashMap<B256, Timestamp>,
+    /// When each variant was first broadcast in this life, and since its block vanished if it had one.
+    pub(super) waits_since: HashMap<B256, Timestamp>,
     /// Intents to look for and to broadcast without waiting: their block vanished, or their nonce is said to be used.
     pub(super) urgent: HashSet<String>,
     /// Intents whose newest variant a node found too cheap.
@@ -79,7 +90,7 @@ impl From<sqlx::Error> for RoundError {
 impl SignerDriver {
     /// The first pause after a failed round; it doubles up to the longest.
     const FIRST_PAUSE: Duration = Duration::from_millis(100);
-    const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+    const LONGEST_PAUSE: Duration = Duration::from_secs(2);
     /// A port that returns from waiting with the same block is not asked again sooner than this.
     const SAME_HEAD_PAUSE: Duration = Duration::from_millis(50);
 

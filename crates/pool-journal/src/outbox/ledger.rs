@@ -1,7 +1,6 @@
 //! What the outbox writes down: each function is one transition with its log entry, inside somebody's write.
 
 use serde_json::json;
-use sqlx::Row;
 
 use super::{
     Outcome, Receipt,
@@ -172,28 +171,14 @@ pub(super) async fn lose_nonce(writing: &mut Writing, intent: &IntentRow) -> Res
     writing.log(intent.subject(), LogKind::NonceTaken, &body).await
 }
 
-/// Intents whose block lies at `deepest` or below can no longer change.
-pub(super) async fn settle_below(
-    writing: &mut Writing,
-    chain: u64,
-    signer: &str,
-    deepest: u64,
-) -> Result<(), JournalError> {
-    let rows = sqlx::query(
-        "UPDATE journal_intents SET state = 'settled'
-         WHERE chain = $1 AND signer = $2 AND state = 'final' AND block <= $3 RETURNING *",
-    )
-    .bind(to_row(chain)?)
-    .bind(signer)
-    .bind(to_row(deepest)?)
-    .fetch_all(writing.connection())
-    .await?;
-    for row in &rows {
-        let intent = IntentRow::read(row)?;
-        let body = json!({"key": intent.key, "block": row.try_get::<i64, _>("block")?});
-        writing.log(intent.subject(), LogKind::TransactionSettled, &body).await?;
-    }
-    Ok(())
+/// An intent is buried too deep to change.
+pub(super) async fn settle(writing: &mut Writing, intent: &IntentRow) -> Result<(), JournalError> {
+    sqlx::query("UPDATE journal_intents SET state = 'settled' WHERE key = $1")
+        .bind(&intent.key)
+        .execute(writing.connection())
+        .await?;
+    let block = intent.receipt.as_ref().map(|receipt| receipt.block.number);
+    writing.log(intent.subject(), LogKind::TransactionSettled, &json!({"key": intent.key, "block": block})).await
 }
 
 /// The variant that stands for an unsigned one that was just signed.

@@ -19,6 +19,7 @@ mod driver;
 mod fee;
 mod intent;
 mod ledger;
+mod look;
 mod nonce;
 mod queue;
 mod record;

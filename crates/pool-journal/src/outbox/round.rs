@@ -1,30 +1,27 @@
 //! One round of a signer's driver: look, raise, admit, send.
 //!
-//! 1. *Look*: receipts of what is under way, and of what ended lately if the chain's newest blocks changed.
+//! 1. *Look*: receipts of what is under way, and of what ended lately where there is doubt (`look.rs`).
 //! 2. *Raise*: the fee of the transaction that all others wait for, if it waits too long; a new variant, same nonce.
 //! 3. *Admit*: queued intents whose lane is free get a nonce and a signature, written down together (`admit.rs`).
 //! 4. *Send*: the newest variant of everything that no block holds, in the order of nonces.
 
-use std::{collections::HashMap, sync::Arc};
+use std::collections::HashMap;
 
 use alloy_primitives::{B256, Bytes, U256};
-use tokio::task::JoinSet;
 
 use super::{
-    BlockRef, BroadcastError, CountAt, Fees, Intent, Receipt, SignedTransaction, SignerError, Unreachable,
-    UnsignedTransaction,
+    BroadcastError, CountAt, Fees, Intent, SignedTransaction, SignerError, UnsignedTransaction,
     driver::{Memory, Rest, RoundError, SignerDriver},
     fee::Offer,
-    ledger::{apply, is_delayed, lose_nonce, settle_below, sign_again, variant, was_broadcast},
-    record::{IntentRow, IntentState, VariantKind, VariantRow, to_row},
-    verdict::{Verdict, judge},
+    ledger::{is_delayed, sign_again, variant, was_broadcast},
+    record::{IntentRow, VariantKind, VariantRow, to_row},
 };
 use crate::{JournalError, journal::Writing};
 
 /// An intent with everything that was signed for it.
 pub(super) struct Signed {
-    intent: IntentRow,
-    variants: Vec<VariantRow>,
+    pub(super) intent: IntentRow,
+    pub(super) variants: Vec<VariantRow>,
 }
 
 impl Signed {
@@ -33,13 +30,13 @@ impl Signed {
         self.variants.iter().rfind(|variant| Some(variant.nonce) == self.intent.nonce)
     }
 
-    fn has_nonce_below(&self, count: u64) -> bool {
+    pub(super) fn has_nonce_below(&self, count: u64) -> bool {
         self.intent.nonce.is_some_and(|nonce| nonce < count)
     }
 }
 
 /// Which intents of the signer to load.
-enum Which {
+pub(super) enum Which {
     /// Those that no block holds.
     Pending,
     /// Those without an outcome that holds.
@@ -48,10 +45,8 @@ enum Which {
     Ended,
 }
 
-/// Receipts asked for at the same time.
-const QUESTIONS_AT_ONCE: usize = 8;
-/// At how many heads a nonce must be seen as used without a receipt before its depth is asked for.
-const HEADS_WITHOUT_RECEIPT: u32 = 3;
+/// At how many broadcasts that fail the rest of a round is left for later.
+const FAILURES: usize = 3;
 /// How often nodes must refuse a transaction for good before its nonce is used for nothing.
 const REFUSALS: u32 = 5;
 
@@ -59,15 +54,13 @@ impl SignerDriver {
     pub(super) async fn round(&mut self) -> Result<Rest, RoundError> {
         let under_way = self.load(Which::UnderWay).await?;
         if under_way.is_empty() && !self.any_left().await? {
-            self.memory = Memory { head: self.memory.head, ..Memory::default() };
+            self.memory = Memory::default();
             return Ok(Rest::Idle);
         }
         let head = self.ask(self.port.head()).await?;
         let count = self.ask(self.port.transaction_count(self.signer.address(), CountAt::Latest)).await?;
 
         self.look(under_way, head, count).await?;
-        self.bury(head).await?;
-        self.memory.head = Some(head);
 
         let pending = self.load(Which::Pending).await?;
         self.forget_all_but(&pending);
@@ -103,7 +96,7 @@ impl SignerDriver {
     }
 
     /// Intents in the order of nonces.
-    async fn load(&self, which: Which) -> Result<Vec<Signed>, JournalError> {
+    pub(super) async fn load(&self, which: Which) -> Result<Vec<Signed>, JournalError> {
         let query = match which {
             Which::Pending => {
                 "SELECT * FROM journal_intents WHERE chain = $1 AND signer = $2 AND state = 'signed' ORDER BY nonce"
@@ -132,144 +125,15 @@ impl SignerDriver {
     }
 
     fn forget_all_but(&mut self, pending: &[Signed]) {
-        let Memory { head: _, sent, urgent, underpriced, refusals, missing, gaps: _ } = &mut self.memory;
+        let Memory { sent, waits_since, urgent, underpriced, refusals, missing, .. } = &mut self.memory;
         let keys: HashMap<&str, &Signed> = pending.iter().map(|signed| (signed.intent.key.as_str(), signed)).collect();
         let hashes: Vec<B256> = pending.iter().filter_map(Signed::newest).map(|variant| variant.hash).collect();
         sent.retain(|hash, _| hashes.contains(hash));
+        waits_since.retain(|hash, _| hashes.contains(hash));
         urgent.retain(|key| keys.contains_key(key.as_str()));
         underpriced.retain(|key| keys.contains_key(key.as_str()));
         refusals.retain(|key, _| keys.contains_key(key.as_str()));
         missing.retain(|key, _| keys.contains_key(key.as_str()));
-    }
-
-    /// Looks for receipts and writes down what they mean.
-    async fn look(&mut self, under_way: Vec<Signed>, head: BlockRef, count: u64) -> Result<(), RoundError> {
-        let first = self.memory.head.is_none();
-        let moved = self.memory.head != Some(head);
-        let other_chain = self.is_other_chain(head).await?;
-        let mut asked: Vec<Signed> = under_way
-            .into_iter()
-            .filter(|signed| match signed.intent.state {
-                IntentState::Included => moved,
-                _ => first || signed.has_nonce_below(count) || self.memory.urgent.contains(&signed.intent.key),
-            })
-            .collect();
-        if first || other_chain {
-            asked.extend(self.load(Which::Ended).await?);
-        }
-        let found = self.receipts(&asked).await?;
-
-        let mut verdicts = Vec::new();
-        let mut taken = Vec::new();
-        for signed in asked {
-            let Signed { intent, .. } = &signed;
-            let receipt = found.get(&intent.key);
-            let verdict = judge(intent.state, intent.receipt.as_ref(), receipt, head, self.settings.confirmations);
-            match &verdict {
-                Verdict::Unchanged if receipt.is_none() && intent.state == IntentState::Signed => {
-                    if signed.has_nonce_below(count) && self.was_taken(intent, head).await? {
-                        taken.push(signed);
-                    }
-                    continue;
-                }
-                Verdict::Unchanged => {}
-                Verdict::Vanished => drop(self.memory.urgent.insert(intent.key.clone())),
-                Verdict::Included(_) | Verdict::Final(_) => drop(self.memory.missing.remove(&intent.key)),
-            }
-            if verdict != Verdict::Unchanged {
-                verdicts.push((signed, verdict));
-            }
-        }
-        if verdicts.is_empty() && taken.is_empty() {
-            return Ok(());
-        }
-        let mut writing = self.write().await?;
-        for (signed, verdict) in &verdicts {
-            apply(&mut writing, &signed.intent, &signed.variants, verdict).await?;
-        }
-        for signed in &taken {
-            lose_nonce(&mut writing, &signed.intent).await?;
-            self.memory.missing.remove(&signed.intent.key);
-        }
-        Ok(writing.commit().await?)
-    }
-
-    /// Whether the newest block of the last look is no longer part of the chain.
-    async fn is_other_chain(&self, head: BlockRef) -> Result<bool, Unreachable> {
-        match self.memory.head {
-            None => Ok(true),
-            Some(last) if last == head => Ok(false),
-            Some(last) => Ok(self.ask(self.port.block_hash(last.number)).await? != Some(last.hash)),
-        }
-    }
-
-    /// The receipts of the intents whose variants have one.
-    async fn receipts(&self, asked: &[Signed]) -> Result<HashMap<String, Receipt>, RoundError> {
-        let mut found = HashMap::new();
-        let mut questions = JoinSet::new();
-        let mut left = asked.iter();
-        loop {
-            while questions.len() < QUESTIONS_AT_ONCE
-                && let Some(signed) = left.next()
-            {
-                let hashes: Vec<B256> = signed.variants.iter().rev().map(|variant| variant.hash).collect();
-                let (port, key) = (Arc::clone(&self.port), signed.intent.key.clone());
-                let limit = self.settings.call_timeout;
-                questions.spawn(async move {
-                    let one_by_one = async {
-                        for hash in hashes {
-                            if let Some(receipt) = port.receipt(hash).await?.filter(|r| r.transaction == hash) {
-                                return Ok(Some(receipt));
-                            }
-                        }
-                        Ok(None)
-                    };
-                    let late = |_| Err(Unreachable(format!("no answer within {limit:?}")));
-                    (key, tokio::time::timeout(limit, one_by_one).await.unwrap_or_else(late))
-                });
-            }
-            match questions.join_next().await {
-                None => return Ok(found),
-                Some(Ok((key, receipt))) => drop(receipt?.map(|receipt| found.insert(key, receipt))),
-                Some(Err(error)) => return Err(Unreachable(error.to_string()).into()),
-            }
-        }
-    }
-
-    /// Whether the nonce of an intent without receipts was used by somebody else, beyond doubt.
-    async fn was_taken(&mut self, intent: &IntentRow, head: BlockRef) -> Result<bool, RoundError> {
-        let Some(nonce) = intent.nonce else { return Ok(false) };
-        let (heads, last) = self.memory.missing.entry(intent.key.clone()).or_insert((1, head));
-        if *last != head {
-            (*heads, *last) = (*heads + 1, head);
-        }
-        if *heads < HEADS_WITHOUT_RECEIPT {
-            return Ok(false);
-        }
-        let Some(deep) = head.number.checked_sub(self.settings.foreign_after) else { return Ok(false) };
-        let count = self.ask(self.port.transaction_count(self.signer.address(), CountAt::Block(deep))).await?;
-        Ok(count > nonce)
-    }
-
-    /// Lets go of what is buried too deep to change.
-    async fn bury(&self, head: BlockRef) -> Result<(), RoundError> {
-        let Some(deepest) = (head.number + 1).checked_sub(self.settings.settled_after) else { return Ok(()) };
-        let chain = self.port.chain_id();
-        let found: Option<i64> = sqlx::query_scalar(
-            "SELECT position FROM journal_intents
-             WHERE chain = $1 AND signer = $2 AND state = 'final' AND block <= $3 LIMIT 1",
-        )
-        .bind(to_row(chain)?)
-        .bind(self.account())
-        .bind(to_row(deepest)?)
-        .fetch_optional(self.journal.pool())
-        .await?;
-        if found.is_some() {
-            let mut writing = self.write().await?;
-            settle_below(&mut writing, chain, &self.account(), deepest).await?;
-            writing.commit().await?;
-        }
-        Ok(())
     }
 
     /// What gas costs, asked for once in a round.
@@ -321,7 +185,8 @@ impl SignerDriver {
             let refused = self.memory.refusals.get(&intent.key).is_some_and(|refusals| *refusals >= REFUSALS);
             let kind = if refused && is_next { VariantKind::Cancel } else { newest.kind };
             let too_cheap = self.memory.underpriced.remove(&intent.key);
-            let too_long = is_next && newest.was_broadcast && now.since(newest.signed_at) >= self.settings.bump_after;
+            let since = self.memory.waits_since.get(&newest.hash);
+            let too_long = is_next && since.is_some_and(|since| now.since(*since) >= self.settings.bump_after);
             let has_room = variants.len() < self.settings.variants;
             if kind == newest.kind && !((too_cheap || too_long) && has_room) {
                 continue;
@@ -362,7 +227,7 @@ impl SignerDriver {
     async fn send(&mut self, pending: &[Signed]) -> Result<(), RoundError> {
         let mut taken = Vec::new();
         let mut troubles: Vec<(&IntentRow, String)> = Vec::new();
-        let mut failed = None;
+        let mut unreachable = Vec::new();
         for signed in pending {
             let (Signed { intent, .. }, Some(newest)) = (signed, signed.newest()) else { continue };
             let now = self.journal.clock().now();
@@ -375,6 +240,7 @@ impl SignerDriver {
             self.memory.urgent.remove(&intent.key);
             if !matches!(answer, Err(BroadcastError::Unreachable(_))) {
                 self.memory.sent.insert(newest.hash, now);
+                self.memory.waits_since.entry(newest.hash).or_insert(now);
             }
             match answer {
                 Ok(()) | Err(BroadcastError::AlreadyKnown) => {
@@ -400,8 +266,10 @@ impl SignerDriver {
                     troubles.push((intent, error.to_string()));
                 }
                 Err(BroadcastError::Unreachable(error)) => {
-                    failed = Some(error);
-                    break;
+                    unreachable.push(error);
+                    if unreachable.len() >= FAILURES {
+                        break;
+                    }
                 }
             }
         }
@@ -416,6 +284,10 @@ impl SignerDriver {
             }
             writing.commit().await?;
         }
-        failed.map_or(Ok(()), |error| Err(error.into()))
+        match unreachable.pop() {
+            Some(error) if unreachable.len() + 1 >= FAILURES => Err(error.into()),
+            // What was not sent is due in the next round.
+            _ => Ok(()),
+        }
     }
 }

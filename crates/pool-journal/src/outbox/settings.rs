@@ -14,6 +14,8 @@ pub struct OutboxSettings {
     /// How many blocks must stand over a nonce that somebody else used before its intent gets another one. Getting
     /// this wrong could make an effect happen twice, so it is deep.
     pub foreign_after: u64,
+    /// How long nodes may be behind a block that held a transaction before that block is taken for gone.
+    pub lag_after: Duration,
     /// How many signed transactions of one signer may be without a block.
     pub in_flight: usize,
     /// How long a transaction may be the next of its signer before its fee is raised.
@@ -36,6 +38,7 @@ impl Default for OutboxSettings {
             confirmations: 1,
             settled_after: 64,
             foreign_after: 12,
+            lag_after: Duration::from_secs(30),
             in_flight: 16,
             bump_after: Duration::from_secs(15),
             rebroadcast_after: Duration::from_secs(10),

@@ -52,6 +52,7 @@ impl Transaction {
 /// A transaction in a block.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Included {
+    hash: B256,
     pub(crate) transaction: Transaction,
     pub(crate) succeeded: bool,
 }
@@ -176,7 +177,7 @@ impl Chain {
                 Some(effect) => !self.reverting.iter().any(|reverting| reverting == effect),
                 None => transaction.data.is_empty(),
             };
-            Included { transaction, succeeded }
+            Included { hash: transaction.hash(), transaction, succeeded }
         });
         let transactions = included.collect();
         self.blocks.push(Block { hash, base_fee: self.base_fee, transactions });
@@ -223,7 +224,7 @@ impl Chain {
     fn receipt(&self, hash: B256, height: u64) -> Option<Receipt> {
         (0..=height).rev().find_map(|number| {
             let block = &self.blocks[number as usize];
-            let found = block.transactions.iter().find(|included| included.transaction.hash() == hash)?;
+            let found = block.transactions.iter().find(|included| included.hash == hash)?;
             Some(Receipt {
                 transaction: hash,
                 block: self.at(number),

@@ -4,7 +4,11 @@
 //!
 //! `JOURNAL_SEEDS=100 cargo nextest run -p pool-journal chaos` plays more games; `JOURNAL_SEED=7` plays one.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use pool_journal::{Actions, Intent, OutboxSettings, Outcome, TransactionSigner};
 use rand::{Rng, SeedableRng, rngs::StdRng};
@@ -111,10 +115,18 @@ async fn calm_down(world: &World, node: &Node<InMemory>, wanted: &[Intent]) {
         // Long enough that a block which is gone has been noticed.
         tokio::time::sleep(Duration::from_millis(if last { 150 } else { 0 })).await;
         for intent in wanted {
+            let started = Instant::now();
             until("the end of every transaction", async || {
                 node.place.with(|chain| chain.mine());
                 let view = world.journal.transaction(&intent.key).await.unwrap().unwrap();
-                view.state.has_ended().then_some(())
+                if view.state.has_ended() {
+                    return Some(());
+                }
+                if started.elapsed() > Duration::from_secs(20) {
+                    let mempool = node.place.with(|chain| chain.mempool.clone());
+                    panic!("this does not end: {view:?}\nthe mempool: {mempool:?}\n{:#?}", world.log().await);
+                }
+                None
             })
             .await;
         }

@@ -271,6 +271,36 @@ async fn a_re_organisation_that_changes_an_outcome_is_told() {
 }
 
 #[tokio::test]
+async fn a_chain_that_is_set_back_and_makes_blocks_only_when_asked_is_given_its_transactions_again() {
+    let bench = Bench::new(OutboxSettings { lag_after: Duration::from_millis(200), ..quick() }).await;
+    bench.mine();
+    bench.submit(intent("open", key(1), "vault/1", "do open")).await;
+    assert!(bench.outcome("open").await.happened());
+    bench.node.place.with(|chain| chain.blocks.truncate(1));
+    bench.waiting(1).await;
+    assert!(bench.outcome("open").await.happened());
+    assert_eq!((bench.effects(), bench.view("open").await.variants.len()), (vec!["open".to_owned()], 1));
+}
+
+/// A node that is ahead tells of a receipt; one that is behind tells the head. Blocks between the two are taken back.
+#[tokio::test]
+async fn a_block_that_only_some_nodes_knew_is_missed_when_it_goes() {
+    let bench = Bench::new(quick()).await;
+    for n in 0..12 {
+        bench.node.set(Faults { lag: 2, ..Faults::default() });
+        let name = format!("{n}");
+        bench.submit(intent(&name, key(1), "vault/1", &format!("do {n}"))).await;
+        assert!(bench.outcome(&name).await.happened());
+        bench.node.place.with(|chain| chain.reorganise(n % 3 + 1, true));
+        bench.node.set(Faults::default());
+        bench.submit(intent(&format!("after {n}"), key(1), "vault/2", &format!("do after {n}"))).await;
+        assert!(bench.outcome(&format!("after {n}")).await.happened(), "nothing waits for a nonce that was lost");
+        assert!(bench.outcome(&name).await.happened());
+        assert!(bench.effects().contains(&name), "{name} is there again");
+    }
+}
+
+#[tokio::test]
 async fn what_is_buried_deep_is_let_go() {
     let bench = Bench::new(OutboxSettings { settled_after: 4, ..quick() }).await;
     bench.submit(intent("open", key(1), "vault/1", "do open")).await;
