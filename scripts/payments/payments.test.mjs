@@ -240,6 +240,29 @@ test('vouchers that do not hold are refused with the reason, and nothing is char
   assert.equal(await usdcOf(account.address), 1_000_000n, 'nothing was charged by any of these');
 });
 
+test('an offer for tokens can be paid although the measured speed has changed meanwhile', async () => {
+  const account = await payer(5_000_000n);
+  const wanted = { method: 'POST', headers: json, body: JSON.stringify({ model: MODEL, payer: account.address, tokens: 2_000_000 }) };
+  const offered = await fetch(`${api}/sessions`, wanted);
+  assert.equal(offered.status, 402);
+  const { accepts: [accepted] } = JSON.parse(Buffer.from(offered.headers.get('payment-required'), 'base64'));
+  const { session } = await open(await payer(1_000_000n));
+  await Promise.all([1, 2, 3, 4, 5, 6].map(() =>
+    ask(session).completions.create({ model: MODEL, prompt: 'a', max_tokens: 300, ignore_eos: true })));
+  const changed = await fetch(`${api}/sessions`, wanted);
+  const { accepts: [other] } = JSON.parse(Buffer.from(changed.headers.get('payment-required'), 'base64'));
+  assert.notEqual(other.amount, accepted.amount, 'six answers side by side have changed the measured speed');
+  const payment = await sign(account, accepted);
+  const paid = await fetch(`${api}/sessions`, {
+    ...wanted, headers: { ...json, 'payment-signature': Buffer.from(JSON.stringify(payment)).toString('base64') },
+  });
+  const bought = await paid.json();
+  assert.equal(paid.status, 201, JSON.stringify(bought));
+  assert.equal(bought.paid, accepted.amount);
+  assertConserved((await close(bought)).receipt);
+  assertConserved((await close(session)).receipt);
+});
+
 test('a voucher opens one session, however often it is presented', async () => {
   const account = await payer(1_000_000n);
   const { accepts: [accepted] } = await offer(account);

@@ -29,6 +29,9 @@ pub(super) struct Wish<'a> {
     pub(super) payer: Address,
     pub(super) model: &'a str,
     pub(super) seconds: u64,
+    /// Whether exactly these seconds are wanted. Those that were computed from tokens change with the measured speed:
+    /// whatever was offered for them may be paid.
+    pub(super) exactly: bool,
     pub(super) one_request: bool,
     /// The route that is asked for, as the client sees it.
     pub(super) resource: &'a str,
@@ -70,7 +73,7 @@ impl Money {
         // Twice the measured time: others may run beside it. What is not used comes back.
         let measured = self.speed().and_then(|speed| tariff.seconds_for(tokens.saturating_mul(2), speed));
         let seconds = measured.unwrap_or(60).clamp(tariff.least_seconds.max(30), tariff.most_seconds);
-        let wish = Wish { payer, model, seconds, one_request: true, resource };
+        let wish = Wish { payer, model, seconds, exactly: false, one_request: true, resource };
         match self.open(&wish, payment).await {
             Ok(opened) => Ok(opened),
             Err(NotOpened::Refused(refusal)) => Err(refusal),
@@ -160,7 +163,9 @@ impl Money {
         };
         // The offer says which session; the session's id proves that we made the offer, and on which terms.
         let named = payment.terms.ok_or_else(unknown)?;
-        let quote = self.0.tariff.quote(wish.seconds).map_err(|_| unknown())?;
+        let paid_for = self.0.tariff.seconds_left(payment.amount.to_usdcx());
+        let seconds = if wish.exactly { wish.seconds } else { paid_for };
+        let quote = self.0.tariff.quote(seconds).map_err(|_| unknown())?;
         let offered = offered(wish, pool, quote, named.expiry);
         let id = SessionId(named.session);
         if !self.0.offers.made(id, &offered) {

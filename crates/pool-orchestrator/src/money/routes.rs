@@ -150,7 +150,14 @@ pub(crate) async fn open(State(routes): State<Routes>, request: Request) -> Resu
         return Err(ApiError::invalid("payer", "`payer` must be the wallet that pays."));
     }
     let seconds = seconds(money, &wanted)?;
-    let wish = Wish { payer: wanted.payer, model: &wanted.model, seconds, one_request: false, resource: &resource };
+    let wish = Wish {
+        payer: wanted.payer,
+        model: &wanted.model,
+        seconds,
+        exactly: wanted.seconds.is_some(),
+        one_request: false,
+        resource: &resource,
+    };
     match money.open(&wish, payment.as_deref()).await {
         Ok(Opened { session, settlement, token }) => {
             let view = view_of(money, session, token).await?;
