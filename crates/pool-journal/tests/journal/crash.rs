@@ -212,7 +212,18 @@ async fn killed_at_thirty_random_instants_everything_ends_rightly_and_nothing_ha
             .filter(|(m, _)| *m == n.to_string())
             .map(|(_, e)| e)
             .collect();
-        assert_eq!(happened, expected, "run {n}, seed {seed}: {outcome:?}");
+        // In one lane the order holds whatever happens. `open` has a lane and a key of its own, and a re-organisation
+        // that is deeper than the confirmations can put it behind what came after it.
+        let sorted = |effects: &[&str]| {
+            let mut effects: Vec<String> = effects.iter().map(|&effect| effect.to_owned()).collect();
+            effects.sort_unstable();
+            effects
+        };
+        let in_lane = |effects: &[&str]| -> Vec<String> {
+            effects.iter().filter(|effect| **effect != "open").map(|&effect| effect.to_owned()).collect()
+        };
+        assert_eq!(sorted(&happened), sorted(expected), "run {n}, seed {seed}, each once: {outcome:?}");
+        assert_eq!(in_lane(&happened), in_lane(expected), "run {n}, seed {seed}, in order: {outcome:?}");
         assert_eq!(outcome.failure.is_some(), n % 5 == 0, "run {n} says what happened: {outcome:?}");
         assert_eq!(folder.path().join(format!("counted-{run}")).exists(), n % 5 != 0);
     }
