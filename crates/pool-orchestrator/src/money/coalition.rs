@@ -111,7 +111,7 @@ impl Money {
         }
     }
 
-    /// Sells sessions of this coalition, once its speed is known.
+    /// Sells sessions of this coalition at once, and measures its speed beside it.
     fn serve(&self, found: &CoalitionState) {
         self.0.pool.send_replace(Some(found.gda_pool));
         if self.speed().is_none() {

@@ -12,7 +12,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use tracing::{info, warn};
 
-use super::{Money, Session, receipt};
+use super::{Money, MoneyError, Session, receipt};
 use crate::control::unix_now;
 
 /// Adds the sessions' actions.
@@ -62,7 +62,10 @@ impl Action for Open {
                 match session.state {
                     SessionState::Open => money.opened(&session).await.map_err(chain_retry)?,
                     // It was given up while it was opened.
-                    SessionState::Closing => money.start_closing(&session).await.map_err(retry)?,
+                    SessionState::Closing => {
+                        let started = money.start_closing(&session).await;
+                        started.map_err(|error| StepError::retry("closing", error.to_string()))?;
+                    }
                     SessionState::Opening | SessionState::Closed | SessionState::Failed => {}
                 }
                 Ok(transaction(&receipt))
@@ -258,14 +261,12 @@ impl Money {
     }
 
     /// Starts the run that closes a session; harmless where it runs already.
-    pub(super) async fn start_closing(&self, session: &Session) -> Result<(), StoreError> {
+    pub(super) async fn start_closing(&self, session: &Session) -> Result<(), MoneyError> {
         self.0.store.session_moved(session.id, SessionState::Closing, None, unix_now()).await?;
         let key = format!("session/{}/close", session.id);
         let input = json!({ "session": session.id, "vault": session.vault });
-        if let Err(error) = self.0.journal.start("session-close", &key, input).await {
-            warn!(session = %session.id, %error, "a session's closing could not be started; it is tried again");
-        }
-        Ok(())
+        let started = self.0.journal.start("session-close", &key, input).await;
+        started.map(|_| ()).map_err(|error| MoneyError::Workflows(error.to_string()))
     }
 }
 
