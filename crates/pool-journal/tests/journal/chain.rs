@@ -4,9 +4,11 @@
 //! A transaction's data is a sentence: `do <effect>` has the effect, unless the chain has been told to revert it,
 //! `revert <effect>` is always reverted, and nothing has none. Blocks come when the test mines them; the newest can be taken back, with or without what was in
 //! them; the mempool can be lost. The port to it fails, lags and lies about fees as it is told, by a seeded die.
+//!
+//! It lives in the memory of the test. Processes that the test kills reach it over a socket ([`serve`], [`Remote`]).
 
 use std::{
-    fs::{self, File},
+    collections::HashMap,
     path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
@@ -19,7 +21,11 @@ use pool_journal::{
     Unreachable, UnsignedTransaction,
 };
 use rand::{Rng, SeedableRng, rngs::StdRng};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{UnixListener, UnixStream},
+};
 
 pub(crate) const CHAIN_ID: u64 = 16602;
 
@@ -50,21 +56,21 @@ impl Transaction {
 }
 
 /// A transaction in a block.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug)]
 pub(crate) struct Included {
     hash: B256,
     pub(crate) transaction: Transaction,
     pub(crate) succeeded: bool,
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug)]
 pub(crate) struct Block {
     pub(crate) hash: B256,
     base_fee: u128,
     pub(crate) transactions: Vec<Included>,
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug)]
 pub(crate) struct Chain {
     pub(crate) blocks: Vec<Block>,
     pub(crate) mempool: Vec<Transaction>,
@@ -140,24 +146,22 @@ impl Chain {
 
     /// Makes a block of what the mempool holds, as far as it pays and fits.
     pub(crate) fn mine(&mut self) {
+        let height = self.height();
+        let mut next: HashMap<Address, u64> = HashMap::new();
+        for account in self.mempool.iter().map(|t| t.from) {
+            next.entry(account).or_insert_with(|| self.count(account, height));
+        }
         let mut transactions: Vec<Transaction> = Vec::new();
-        loop {
-            let next = self.mempool.iter().position(|t| {
-                let mined = transactions.iter().filter(|done| done.from == t.from).count() as u64;
-                t.nonce == self.count(t.from, self.height()) + mined
-                    && t.max_fee >= self.base_fee
-                    && t.priority_fee >= self.least_priority
-            });
-            match next {
-                Some(place) if transactions.len() < self.capacity => transactions.push(self.mempool.remove(place)),
-                _ => break,
-            }
+        while transactions.len() < self.capacity {
+            let (base_fee, least) = (self.base_fee, self.least_priority);
+            let pays = |t: &Transaction| t.max_fee >= base_fee && t.priority_fee >= least;
+            let Some(place) = self.mempool.iter().position(|t| next[&t.from] == t.nonce && pays(t)) else { break };
+            let transaction = self.mempool.remove(place);
+            *next.entry(transaction.from).or_default() += 1;
+            transactions.push(transaction);
         }
         self.add(transactions);
-        let height = self.height();
-        let counts: Vec<bool> = self.mempool.iter().map(|t| t.nonce >= self.count(t.from, height)).collect();
-        let mut counts = counts.into_iter();
-        self.mempool.retain(|_| counts.next().unwrap_or_default());
+        self.mempool.retain(|t| t.nonce >= next[&t.from]);
     }
 
     /// Adds a block, and judges it.
@@ -236,58 +240,18 @@ impl Chain {
     }
 }
 
-/// Where a chain is kept.
-pub(crate) trait Place: Send + Sync + 'static {
-    fn with<R>(&self, act: impl FnOnce(&mut Chain) -> R) -> R;
-}
-
-/// In memory, for one process.
+/// A chain that several may ask.
 #[derive(Clone)]
-pub(crate) struct InMemory(Arc<Mutex<Chain>>);
+pub(crate) struct Shared(Arc<Mutex<Chain>>);
 
-impl InMemory {
-    pub(crate) fn new() -> InMemory {
-        InMemory(Arc::new(Mutex::new(Chain::new())))
+impl Shared {
+    pub(crate) fn new() -> Shared {
+        Shared(Arc::new(Mutex::new(Chain::new())))
     }
-}
 
-impl Place for InMemory {
-    fn with<R>(&self, act: impl FnOnce(&mut Chain) -> R) -> R {
+    pub(crate) fn with<R>(&self, act: impl FnOnce(&mut Chain) -> R) -> R {
         // A judge that panicked has poisoned the chain, and whoever comes next must notice.
         act(&mut self.0.lock().unwrap())
-    }
-}
-
-/// In a file, for several processes of which some are killed.
-#[derive(Clone)]
-pub(crate) struct InFile {
-    pub(crate) folder: PathBuf,
-}
-
-impl InFile {
-    pub(crate) fn create(folder: PathBuf) -> InFile {
-        let place = InFile { folder };
-        fs::write(place.folder.join("chain.json"), serde_json::to_vec(&Chain::new()).unwrap()).unwrap();
-        place
-    }
-}
-
-impl Place for InFile {
-    fn with<R>(&self, act: impl FnOnce(&mut Chain) -> R) -> R {
-        // The system takes the lock back if its holder is killed; the chain is renamed into place as a whole.
-        let lock = File::create(self.folder.join("chain.lock")).unwrap();
-        lock.lock().unwrap();
-        let file = self.folder.join("chain.json");
-        let before = fs::read(&file).unwrap();
-        let mut chain: Chain = serde_json::from_slice(&before).unwrap();
-        let result = act(&mut chain);
-        let after = serde_json::to_vec(&chain).unwrap();
-        if after != before {
-            let new = self.folder.join(format!("chain.new-{}", std::process::id()));
-            fs::write(&new, after).unwrap();
-            fs::rename(&new, &file).unwrap();
-        }
-        result
     }
 }
 
@@ -308,15 +272,15 @@ pub(crate) struct Faults {
 
 /// A node that a journal may talk to.
 #[derive(Clone)]
-pub(crate) struct Node<P> {
-    pub(crate) place: P,
+pub(crate) struct Node {
+    pub(crate) chain: Shared,
     pub(crate) faults: Arc<Mutex<Faults>>,
     die: Arc<Mutex<StdRng>>,
 }
 
-impl<P: Place> Node<P> {
-    pub(crate) fn new(place: P, seed: u64) -> Node<P> {
-        Node { place, faults: Arc::default(), die: Arc::new(Mutex::new(StdRng::seed_from_u64(seed))) }
+impl Node {
+    pub(crate) fn new(chain: Shared, seed: u64) -> Node {
+        Node { chain, faults: Arc::default(), die: Arc::new(Mutex::new(StdRng::seed_from_u64(seed))) }
     }
 
     pub(crate) fn set(&self, faults: Faults) {
@@ -338,12 +302,12 @@ impl<P: Place> Node<P> {
             return Err(Unreachable("the simulated node is silent".to_owned()));
         }
         let behind = self.die.lock().unwrap_or_else(PoisonError::into_inner).random_range(0..=faults.lag);
-        Ok(self.place.with(|chain| question(chain, chain.height().saturating_sub(behind))))
+        Ok(self.chain.with(|chain| question(chain, chain.height().saturating_sub(behind))))
     }
 }
 
 #[async_trait]
-impl<P: Place> ChainPort for Node<P> {
+impl ChainPort for Node {
     fn chain_id(&self) -> u64 {
         CHAIN_ID
     }
@@ -354,7 +318,7 @@ impl<P: Place> ChainPort for Node<P> {
 
     async fn next_head(&self, known: BlockRef) -> Result<BlockRef, Unreachable> {
         for _ in 0..50 {
-            let head = self.place.with(|chain| chain.head());
+            let head = self.chain.with(|chain| chain.head());
             if head != known {
                 return Ok(head);
             }
@@ -398,12 +362,162 @@ impl<P: Place> ChainPort for Node<P> {
             return Err(BroadcastError::Underpriced);
         }
         let transaction: Transaction = serde_json::from_slice(raw).unwrap();
-        let answer = self.place.with(|chain| chain.broadcast(transaction));
+        let answer = self.chain.with(|chain| chain.broadcast(transaction));
         if self.thrown(faults.unsaid) { Err(silent().into()) } else { answer }
     }
 
     async fn receipt(&self, transaction: B256) -> Result<Option<Receipt>, Unreachable> {
         self.ask(|chain, height| chain.receipt(transaction, height))
+    }
+}
+
+/// What a killed process may have asked of the chain.
+#[derive(Serialize, Deserialize)]
+enum Question {
+    Head,
+    NextHead(BlockRef),
+    BlockHash(u64),
+    CountLatest(Address),
+    CountPending(Address),
+    CountAt(Address, u64),
+    Fees,
+    Broadcast(Bytes),
+    Receipt(B256),
+}
+
+/// [`BroadcastError`] as it crosses the socket.
+#[derive(Serialize, Deserialize)]
+enum Refusal {
+    AlreadyKnown,
+    NonceTooLow,
+    Underpriced,
+    InsufficientFunds,
+    Unreachable(String),
+    Refused(String),
+}
+
+impl From<BroadcastError> for Refusal {
+    fn from(error: BroadcastError) -> Self {
+        match error {
+            BroadcastError::AlreadyKnown => Self::AlreadyKnown,
+            BroadcastError::NonceTooLow => Self::NonceTooLow,
+            BroadcastError::Underpriced => Self::Underpriced,
+            BroadcastError::InsufficientFunds => Self::InsufficientFunds,
+            BroadcastError::Unreachable(Unreachable(why)) => Self::Unreachable(why),
+            BroadcastError::Refused(why) => Self::Refused(why),
+        }
+    }
+}
+
+impl From<Refusal> for BroadcastError {
+    fn from(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::AlreadyKnown => Self::AlreadyKnown,
+            Refusal::NonceTooLow => Self::NonceTooLow,
+            Refusal::Underpriced => Self::Underpriced,
+            Refusal::InsufficientFunds => Self::InsufficientFunds,
+            Refusal::Unreachable(why) => Self::Unreachable(Unreachable(why)),
+            Refusal::Refused(why) => Self::Refused(why),
+        }
+    }
+}
+
+/// Answers whoever connects, one question each. A question that was asked is acted on, whether or not whoever asked
+/// it lives to hear the answer.
+pub(crate) fn serve(node: Node, socket: PathBuf) {
+    let listener = UnixListener::bind(socket).unwrap();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let node = node.clone();
+            tokio::spawn(async move { answer(&node, stream).await });
+        }
+    });
+}
+
+async fn answer(node: &Node, mut stream: UnixStream) {
+    let mut question = Vec::new();
+    if stream.read_to_end(&mut question).await.is_err() {
+        return;
+    }
+    // Cut off in mid-question: its process was killed.
+    let Ok(question) = serde_json::from_slice(&question) else { return };
+    let answer = match question {
+        Question::Head => said(node.head().await),
+        Question::NextHead(known) => said(node.next_head(known).await),
+        Question::BlockHash(number) => said(node.block_hash(number).await),
+        Question::CountLatest(account) => said(node.transaction_count(account, CountAt::Latest).await),
+        Question::CountPending(account) => said(node.transaction_count(account, CountAt::Pending).await),
+        Question::CountAt(account, block) => said(node.transaction_count(account, CountAt::Block(block)).await),
+        Question::Fees => said(node.fees().await),
+        Question::Broadcast(raw) => said(node.broadcast(&raw).await),
+        Question::Receipt(transaction) => said(node.receipt(transaction).await),
+    };
+    let _ = stream.write_all(&answer).await;
+}
+
+fn said<T: Serialize>(answer: Result<T, impl Into<BroadcastError>>) -> Vec<u8> {
+    serde_json::to_vec(&answer.map_err(|error| Refusal::from(error.into()))).unwrap()
+}
+
+/// The chain of another process.
+pub(crate) struct Remote {
+    pub(crate) socket: PathBuf,
+}
+
+impl Remote {
+    async fn ask<T: DeserializeOwned>(&self, question: Question) -> Result<T, BroadcastError> {
+        let gone = |error: std::io::Error| Unreachable(error.to_string());
+        let mut stream = UnixStream::connect(&self.socket).await.map_err(gone)?;
+        stream.write_all(&serde_json::to_vec(&question).unwrap()).await.map_err(gone)?;
+        stream.shutdown().await.map_err(gone)?;
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).await.map_err(gone)?;
+        let answer: Result<T, Refusal> = serde_json::from_slice(&answer).expect("the judge has given up");
+        answer.map_err(BroadcastError::from)
+    }
+
+    async fn look<T: DeserializeOwned>(&self, question: Question) -> Result<T, Unreachable> {
+        self.ask(question).await.map_err(|error| Unreachable(error.to_string()))
+    }
+}
+
+#[async_trait]
+impl ChainPort for Remote {
+    fn chain_id(&self) -> u64 {
+        CHAIN_ID
+    }
+
+    async fn head(&self) -> Result<BlockRef, Unreachable> {
+        self.look(Question::Head).await
+    }
+
+    async fn next_head(&self, known: BlockRef) -> Result<BlockRef, Unreachable> {
+        self.look(Question::NextHead(known)).await
+    }
+
+    async fn block_hash(&self, number: u64) -> Result<Option<B256>, Unreachable> {
+        self.look(Question::BlockHash(number)).await
+    }
+
+    async fn transaction_count(&self, account: Address, at: CountAt) -> Result<u64, Unreachable> {
+        self.look(match at {
+            CountAt::Latest => Question::CountLatest(account),
+            CountAt::Pending => Question::CountPending(account),
+            CountAt::Block(number) => Question::CountAt(account, number),
+        })
+        .await
+    }
+
+    async fn fees(&self) -> Result<Fees, Unreachable> {
+        self.look(Question::Fees).await
+    }
+
+    async fn broadcast(&self, raw: &Bytes) -> Result<(), BroadcastError> {
+        self.ask(Question::Broadcast(raw.clone())).await
+    }
+
+    async fn receipt(&self, transaction: B256) -> Result<Option<Receipt>, Unreachable> {
+        self.look(Question::Receipt(transaction)).await
     }
 }
 

@@ -14,7 +14,7 @@ use pool_journal::{Actions, Intent, OutboxSettings, Outcome, TransactionSigner};
 use rand::{Rng, SeedableRng, rngs::StdRng};
 
 use crate::{
-    chain::{Chain, Faults, InMemory, Key, Node, Place},
+    chain::{Chain, Faults, Key, Node, Shared},
     world::{World, intent, quick, until},
 };
 
@@ -49,7 +49,7 @@ fn disturb(die: &mut StdRng, chain: &mut Chain) {
 async fn play(seed: u64) {
     let mut die = StdRng::seed_from_u64(seed);
     let folder = tempfile::tempdir().unwrap();
-    let node = Node::new(InMemory::new(), seed);
+    let node = Node::new(Shared::new(), seed);
     let keys = [Key::new(1), Key::new(2), Key::new(3)];
     let settings = OutboxSettings {
         confirmations: die.random_range(1..4),
@@ -87,7 +87,7 @@ async fn play(seed: u64) {
             world.journal.submit(wanted[submitted].clone()).await.unwrap();
             submitted += 1;
             for _ in 0..die.random_range(0..4) {
-                node.place.with(|chain| disturb(&mut die, chain));
+                node.chain.with(|chain| disturb(&mut die, chain));
                 tokio::time::sleep(Duration::from_millis(die.random_range(0..8))).await;
             }
         }
@@ -102,10 +102,10 @@ async fn play(seed: u64) {
 }
 
 /// Good weather until everything has ended; one last re-organisation; and good weather again.
-async fn calm_down(world: &World, node: &Node<InMemory>, wanted: &[Intent]) {
+async fn calm_down(world: &World, node: &Node, wanted: &[Intent]) {
     node.set(Faults::default());
     for last in [false, true] {
-        node.place.with(|chain| {
+        node.chain.with(|chain| {
             chain.base_fee = 100;
             chain.least_priority = 1;
             if last {
@@ -117,13 +117,13 @@ async fn calm_down(world: &World, node: &Node<InMemory>, wanted: &[Intent]) {
         for intent in wanted {
             let started = Instant::now();
             until("the end of every transaction", async || {
-                node.place.with(|chain| chain.mine());
+                node.chain.with(|chain| chain.mine());
                 let view = world.journal.transaction(&intent.key).await.unwrap().unwrap();
                 if view.state.has_ended() {
                     return Some(());
                 }
                 if started.elapsed() > Duration::from_secs(20) {
-                    let mempool = node.place.with(|chain| chain.mempool.clone());
+                    let mempool = node.chain.with(|chain| chain.mempool.clone());
                     panic!("this does not end: {view:?}\nthe mempool: {mempool:?}\n{:#?}", world.log().await);
                 }
                 None
@@ -133,8 +133,8 @@ async fn calm_down(world: &World, node: &Node<InMemory>, wanted: &[Intent]) {
     }
 }
 
-async fn judge(world: &World, node: &Node<InMemory>, wanted: &[Intent], seed: u64) {
-    let sentences: Vec<String> = node.place.with(|chain| chain.sentences().into_iter().map(str::to_owned).collect());
+async fn judge(world: &World, node: &Node, wanted: &[Intent], seed: u64) {
+    let sentences: Vec<String> = node.chain.with(|chain| chain.sentences().into_iter().map(str::to_owned).collect());
     let mut in_lane: HashMap<&str, usize> = HashMap::new();
     for intent in wanted {
         let sentence = String::from_utf8(intent.data.to_vec()).unwrap();

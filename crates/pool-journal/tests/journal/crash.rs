@@ -1,4 +1,4 @@
-//! `kill -9`: a child process drives a journal against a chain in a file, is killed at random instants, and another
+//! `kill -9`: a child process drives a journal against the chain of this one, is killed at random instants, and another
 //! takes over from whatever is on disk.
 //!
 //! The child is this test program itself, asked for the one ignored test below.
@@ -18,12 +18,13 @@ use rand::{Rng, SeedableRng, rngs::StdRng};
 use serde_json::{Value, json};
 
 use crate::{
-    chain::{Faults, InFile, Key, Node, Place},
+    chain::{Faults, Key, Node, Remote, Shared, serve},
     world::{World, action, graph, intent, node, quick, until},
 };
 
 const FOLDER: &str = "JOURNAL_CRASH_FOLDER";
 const RUNS: &str = "JOURNAL_CRASH_RUNS";
+const SOCKET: &str = "chain.socket";
 const FIRST_KEY: u8 = 1;
 const SECOND_KEY: u8 = 2;
 
@@ -103,8 +104,7 @@ async fn child() {
     let Some(folder) = std::env::var_os(FOLDER).map(PathBuf::from) else { return };
     let runs: u64 = std::env::var(RUNS).unwrap().parse().unwrap();
     let world = World::now(&folder, [workflow()]).await;
-    let chain = Node::new(InFile { folder: folder.clone() }, u64::from(std::process::id()));
-    chain.set(Faults { unreachable: 30, unsaid: 30, lag: 1, underpriced: 10, refuse: false });
+    let chain = Remote { socket: folder.join(SOCKET) };
     let runner = world.runner_on(actions(folder), Arc::new(chain), signers(), settings()).await;
     for n in 0..runs {
         world.journal.start("session", &n.to_string(), json!({"n": n})).await.unwrap();
@@ -127,8 +127,17 @@ fn spawn(folder: &Path, runs: u64) -> Child {
         .unwrap()
 }
 
+/// A chain for the children of a folder, with all the faults of a bad node.
+fn served(folder: &Path, seed: u64) -> Shared {
+    let chain = Shared::new();
+    let node = Node::new(chain.clone(), seed);
+    node.set(Faults { unreachable: 30, unsaid: 30, lag: 1, underpriced: 10, refuse: false });
+    serve(node, folder.join(SOCKET));
+    chain
+}
+
 /// Lets the chain go on until the child has ended or the time is over.
-fn live(chain: &InFile, die: &mut StdRng, child: &mut Child, time: Duration) -> Option<bool> {
+fn live(chain: &Shared, die: &mut StdRng, child: &mut Child, time: Duration) -> Option<bool> {
     let end = Instant::now() + time;
     while Instant::now() < end {
         if let Some(status) = child.try_wait().unwrap() {
@@ -137,7 +146,6 @@ fn live(chain: &InFile, die: &mut StdRng, child: &mut Child, time: Duration) -> 
         chain.with(|chain| match die.random_range(0..20) {
             0 => chain.reorganise(die.random_range(1..=3), die.random_bool(0.3)),
             1 => chain.mempool.clear(),
-            // Empty blocks only make the file long.
             ..8 => chain.mine(),
             _ if !chain.mempool.is_empty() => chain.mine(),
             _ => {}
@@ -148,7 +156,7 @@ fn live(chain: &InFile, die: &mut StdRng, child: &mut Child, time: Duration) -> 
 }
 
 /// What has not ended, for whoever looks for the reason.
-async fn standing(folder: &Path, chain: &InFile) -> String {
+async fn standing(folder: &Path, chain: &Shared) -> String {
     let world = World::now(folder, [workflow()]).await;
     let left = world.journal.unfinished(10_000).await.unwrap();
     let mut text = format!("{} runs have not ended\n", left.len());
@@ -166,7 +174,7 @@ async fn standing(folder: &Path, chain: &InFile) -> String {
     text
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn killed_at_thirty_random_instants_everything_ends_rightly_and_nothing_happens_twice() {
     let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse().ok());
     let seed = number("JOURNAL_SEED").unwrap_or(1);
@@ -174,7 +182,7 @@ async fn killed_at_thirty_random_instants_everything_ends_rightly_and_nothing_ha
     println!("seed {seed}, {kills} kills");
     let mut die = StdRng::seed_from_u64(seed);
     let folder = tempfile::tempdir().unwrap();
-    let chain = InFile::create(folder.path().to_owned());
+    let chain = served(folder.path(), seed);
     let mut killed = 0;
     let mut runs = 0;
     while killed < kills {
@@ -233,10 +241,10 @@ async fn killed_at_thirty_random_instants_everything_ends_rightly_and_nothing_ha
     assert!(began > kills / 2, "most children lived long enough to begin");
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_processes_on_one_file_do_not_both_drive() {
     let folder = tempfile::tempdir().unwrap();
-    let chain = InFile::create(folder.path().to_owned());
+    served(folder.path(), 1);
     let mut child = spawn(folder.path(), 4);
     let lock = folder.path().join("state.db.runner-lock");
     until("the child's lock", async || lock.exists().then_some(())).await;
@@ -271,5 +279,4 @@ async fn two_processes_on_one_file_do_not_both_drive() {
     let ended = tokio::time::timeout(Duration::from_secs(20), runner.ended()).await.unwrap();
     assert!(matches!(ended, Err(JournalError::TakenOver)), "{ended:?}");
     newer.stop().await.unwrap();
-    drop(chain);
 }

@@ -6,7 +6,7 @@ use pool_journal::{Actions, Intent, IntentState, OutboxSettings, Outcome, Transa
 use rand::{Rng, SeedableRng, rngs::StdRng};
 
 use crate::{
-    chain::{InMemory, Key, Node, Place},
+    chain::{Key, Node, Shared},
     world::{World, intent, quick, until},
 };
 
@@ -14,10 +14,10 @@ fn rate(key: &str, lane: &str) -> Intent {
     Intent { supersedable: true, ..intent(key, Key::new(1).address, lane, &format!("do {key}")) }
 }
 
-async fn bench(key: Key, settings: OutboxSettings) -> (tempfile::TempDir, World, Node<InMemory>, pool_journal::Runner) {
+async fn bench(key: Key, settings: OutboxSettings) -> (tempfile::TempDir, World, Node, pool_journal::Runner) {
     let folder = tempfile::tempdir().unwrap();
     let world = World::now(folder.path(), []).await;
-    let node = Node::new(InMemory::new(), 1);
+    let node = Node::new(Shared::new(), 1);
     let signers = vec![Arc::new(key) as Arc<dyn TransactionSigner>];
     let runner = world.runner_on(Actions::new(), Arc::new(node.clone()), signers, settings).await;
     (folder, world, node, runner)
@@ -28,10 +28,10 @@ async fn state(world: &World, key: &str) -> (IntentState, Option<Outcome>) {
     (view.state, view.outcome)
 }
 
-async fn drained(world: &World, node: &Node<InMemory>, keys: &[String]) {
+async fn drained(world: &World, node: &Node, keys: &[String]) {
     for key in keys {
         until("the end of every transaction", async || {
-            node.place.with(|chain| chain.mine());
+            node.chain.with(|chain| chain.mine());
             state(world, key).await.0.has_ended().then_some(())
         })
         .await;
@@ -42,7 +42,7 @@ async fn drained(world: &World, node: &Node<InMemory>, keys: &[String]) {
 async fn a_start_that_waits_is_dropped_when_a_stop_comes() {
     let (_folder, world, node, _runner) = bench(Key::new(1), quick()).await;
     world.journal.submit(rate("first", "vault/1")).await.unwrap();
-    until("the first in the mempool", async || (node.place.with(|c| c.mempool.len()) == 1).then_some(())).await;
+    until("the first in the mempool", async || (node.chain.with(|c| c.mempool.len()) == 1).then_some(())).await;
     world.journal.submit(rate("start", "vault/1")).await.unwrap();
     world.journal.submit(rate("other", "vault/2")).await.unwrap();
     world.journal.submit(rate("stop", "vault/1")).await.unwrap();
@@ -51,10 +51,10 @@ async fn a_start_that_waits_is_dropped_when_a_stop_comes() {
         (IntentState::Dropped, Some(Outcome::Superseded { by: "stop".to_owned() })),
         "it is dropped in the instant in which the stop is taken"
     );
-    until("the other lane's", async || (node.place.with(|c| c.mempool.len()) == 2).then_some(())).await;
+    until("the other lane's", async || (node.chain.with(|c| c.mempool.len()) == 2).then_some(())).await;
     assert_eq!(state(&world, "stop").await.0, IntentState::Queued, "one of a lane at a time");
     drained(&world, &node, &["first".to_owned(), "stop".to_owned(), "other".to_owned()]).await;
-    let effects = node.place.with(|c| c.effects().join(" "));
+    let effects = node.chain.with(|c| c.effects().join(" "));
     assert!(!effects.contains("start") && effects.ends_with("stop"), "{effects}");
 }
 
@@ -66,7 +66,7 @@ async fn a_start_that_is_signed_already_lands_before_the_stop() {
         .await;
     world.journal.submit(rate("stop", "vault/1")).await.unwrap();
     drained(&world, &node, &["start".to_owned(), "stop".to_owned()]).await;
-    assert_eq!(node.place.with(|c| c.effects().join(" ")), "start stop");
+    assert_eq!(node.chain.with(|c| c.effects().join(" ")), "start stop");
 }
 
 #[tokio::test]
@@ -79,7 +79,7 @@ async fn a_start_that_is_being_signed_when_the_stop_comes_is_thrown_away() {
     world.journal.submit(rate("stop", "vault/1")).await.unwrap();
     assert!(matches!(state(&world, "start").await.1, Some(Outcome::Superseded { .. })));
     drained(&world, &node, &["stop".to_owned()]).await;
-    assert_eq!(node.place.with(|c| c.effects().join(" ")), "stop", "the bytes of the start were never sent");
+    assert_eq!(node.chain.with(|c| c.effects().join(" ")), "stop", "the bytes of the start were never sent");
 }
 
 #[tokio::test]
@@ -90,7 +90,7 @@ async fn what_may_not_be_superseded_keeps_its_place() {
         world.journal.submit(Intent { supersedable: false, ..rate(key, "vault/1") }).await.unwrap();
     }
     drained(&world, &node, &keys).await;
-    assert_eq!(node.place.with(|c| c.effects().join(", ")), keys.join(", "));
+    assert_eq!(node.chain.with(|c| c.effects().join(", ")), keys.join(", "));
 }
 
 #[tokio::test]
@@ -100,11 +100,11 @@ async fn lanes_run_beside_each_other_up_to_a_bound() {
     for (n, key) in keys.iter().enumerate() {
         world.journal.submit(rate(key, &format!("vault/{n}"))).await.unwrap();
     }
-    until("seven in flight", async || (node.place.with(|c| c.mempool.len()) == 7).then_some(())).await;
+    until("seven in flight", async || (node.chain.with(|c| c.mempool.len()) == 7).then_some(())).await;
     tokio::time::sleep(Duration::from_millis(50)).await;
-    assert_eq!(node.place.with(|c| c.mempool.len()), 7, "and no more");
+    assert_eq!(node.chain.with(|c| c.mempool.len()), 7, "and no more");
     drained(&world, &node, &keys).await;
-    assert_eq!(node.place.with(|c| c.effects().len()), 20);
+    assert_eq!(node.chain.with(|c| c.effects().len()), 20);
 }
 
 /// Starts, changes and stops of four vaults in a random order at random times: what a vault was told last is what
@@ -123,14 +123,14 @@ async fn the_last_word_stands() {
             world.journal.submit(rate(&key, &format!("vault/{vault}"))).await.unwrap();
             told[vault].push(key);
             if die.random_bool(0.3) {
-                node.place.with(|chain| chain.mine());
+                node.chain.with(|chain| chain.mine());
             }
             tokio::time::sleep(Duration::from_millis(die.random_range(0..6))).await;
         }
         let last: Vec<String> = told.iter().filter_map(|keys| keys.last().cloned()).collect();
         drained(&world, &node, &last).await;
         runner.stop().await.unwrap();
-        let effects: Vec<String> = node.place.with(|c| c.effects().into_iter().map(str::to_owned).collect());
+        let effects: Vec<String> = node.chain.with(|c| c.effects().into_iter().map(str::to_owned).collect());
         for (vault, told) in told.iter().enumerate() {
             let landed: Vec<&String> = effects.iter().filter(|e| e.starts_with(&format!("{vault}:"))).collect();
             assert_eq!(landed.last().copied(), told.last(), "seed {seed}, vault {vault}");

@@ -10,7 +10,7 @@ use serde_json::json;
 use tempfile::TempDir;
 
 use crate::{
-    chain::{Faults, InMemory, Key, Node, Place, Transaction},
+    chain::{Faults, Key, Node, Shared, Transaction},
     world::{World, action, graph, intent, node, quick, until},
 };
 
@@ -18,7 +18,7 @@ use crate::{
 struct Bench {
     _folder: TempDir,
     world: World,
-    node: Node<InMemory>,
+    node: Node,
     settings: OutboxSettings,
     runner: Option<Runner>,
 }
@@ -34,7 +34,7 @@ impl Bench {
     async fn idle(settings: OutboxSettings) -> Bench {
         let folder = tempfile::tempdir().unwrap();
         let world = World::now(folder.path(), []).await;
-        Bench { _folder: folder, world, node: Node::new(InMemory::new(), 1), settings, runner: None }
+        Bench { _folder: folder, world, node: Node::new(Shared::new(), 1), settings, runner: None }
     }
 
     async fn start(&mut self, keys: Vec<Key>) {
@@ -48,12 +48,12 @@ impl Bench {
     }
 
     fn mine(&self) {
-        self.node.place.with(|chain| chain.mine());
+        self.node.chain.with(|chain| chain.mine());
     }
 
     /// What has happened on the chain, in order.
     fn effects(&self) -> Vec<String> {
-        self.node.place.with(|chain| chain.effects().into_iter().map(str::to_owned).collect())
+        self.node.chain.with(|chain| chain.effects().into_iter().map(str::to_owned).collect())
     }
 
     async fn submit(&self, intent: Intent) {
@@ -67,7 +67,7 @@ impl Bench {
     /// Waits until the mempool holds so many transactions.
     async fn waiting(&self, count: usize) -> Vec<Transaction> {
         until(&format!("{count} transactions in the mempool"), async || {
-            let mempool = self.node.place.with(|chain| chain.mempool.clone());
+            let mempool = self.node.chain.with(|chain| chain.mempool.clone());
             (mempool.len() == count).then_some(mempool)
         })
         .await
@@ -139,7 +139,7 @@ async fn a_reverted_transaction_is_an_outcome_and_is_not_tried_again() {
     let Outcome::Reverted { receipt } = bench.outcome("open").await else { panic!("it was reverted") };
     assert!(!receipt.succeeded);
     assert!(bench.outcome("next").await.happened(), "its lane goes on");
-    assert_eq!(bench.node.place.with(|chain| chain.sentences().len()), 2);
+    assert_eq!(bench.node.chain.with(|chain| chain.sentences().len()), 2);
 }
 
 #[tokio::test]
@@ -162,7 +162,7 @@ async fn a_transaction_that_waits_too_long_pays_more_under_the_same_nonce() {
     let bench = Bench::new(quick()).await;
     bench.submit(intent("open", key(1), "vault/1", "do open")).await;
     let first = bench.waiting(1).await;
-    bench.node.place.with(|chain| chain.base_fee = 5_000);
+    bench.node.chain.with(|chain| chain.base_fee = 5_000);
     bench.mine();
     let view = until("a second variant", async || {
         bench.mine();
@@ -181,9 +181,9 @@ async fn the_receipt_of_an_older_variant_ends_the_transaction_as_well() {
     let bench = Bench::new(quick()).await;
     bench.submit(intent("open", key(1), "vault/1", "do open")).await;
     let first = bench.waiting(1).await.remove(0);
-    bench.node.place.with(|chain| chain.base_fee = 5_000);
+    bench.node.chain.with(|chain| chain.base_fee = 5_000);
     until("a second variant", async || (bench.view("open").await.variants.len() > 1).then_some(())).await;
-    bench.node.place.with(|chain| {
+    bench.node.chain.with(|chain| {
         // Another miner never heard of the second variant.
         chain.base_fee = 100;
         chain.mempool = vec![first.clone()];
@@ -197,12 +197,12 @@ async fn the_receipt_of_an_older_variant_ends_the_transaction_as_well() {
 #[tokio::test]
 async fn fees_stop_at_the_ceiling_and_the_transaction_waits_for_cheaper_gas() {
     let bench = Bench::new(OutboxSettings { max_fee: 400, ..quick() }).await;
-    bench.node.place.with(|chain| chain.base_fee = 5_000);
+    bench.node.chain.with(|chain| chain.base_fee = 5_000);
     bench.submit(intent("open", key(1), "vault/1", "do open")).await;
     bench.waiting(1).await;
     let trouble = until("the trouble's being told", async || bench.view("open").await.trouble).await;
     assert!(trouble.contains("ceiling"), "{trouble}");
-    bench.node.place.with(|chain| chain.base_fee = 100);
+    bench.node.chain.with(|chain| chain.base_fee = 100);
     assert!(bench.outcome("open").await.happened());
 }
 
@@ -211,7 +211,7 @@ async fn a_node_that_forgets_its_mempool_is_given_the_same_bytes_again() {
     let bench = Bench::new(OutboxSettings { bump_after: Duration::from_secs(60), ..quick() }).await;
     bench.submit(intent("open", key(1), "vault/1", "do open")).await;
     let first = bench.waiting(1).await;
-    bench.node.place.with(|chain| chain.mempool.clear());
+    bench.node.chain.with(|chain| chain.mempool.clear());
     assert_eq!(bench.waiting(1).await, first);
     assert!(bench.outcome("open").await.happened());
     assert_eq!(bench.view("open").await.variants.len(), 1);
@@ -224,14 +224,14 @@ async fn a_block_that_is_taken_back_brings_its_transactions_back_before_and_afte
     bench.waiting(1).await;
     bench.mine();
     until("inclusion", async || (bench.view("before").await.state == IntentState::Included).then_some(())).await;
-    bench.node.place.with(|chain| chain.reorganise(1, true));
+    bench.node.chain.with(|chain| chain.reorganise(1, true));
     until("its coming back", async || (bench.view("before").await.reopened == 1).then_some(())).await;
     assert!(bench.outcome("before").await.happened());
 
     bench.submit(intent("after", key(1), "vault/1", "do after")).await;
     let told = bench.outcome("after").await;
     let hash = bench.view("after").await.variants[0];
-    bench.node.place.with(|chain| {
+    bench.node.chain.with(|chain| {
         chain.reorganise(3, true);
         chain.mine();
     });
@@ -253,7 +253,7 @@ async fn a_re_organisation_that_changes_an_outcome_is_told() {
     let mut bench = Bench::new(quick()).await;
     bench.submit(intent("open", key(1), "vault/1", "do open")).await;
     assert!(bench.outcome("open").await.happened());
-    bench.node.place.with(|chain| {
+    bench.node.chain.with(|chain| {
         chain.reverting.push("open".to_owned());
         chain.reorganise(2, false);
         chain.mine();
@@ -276,7 +276,7 @@ async fn a_chain_that_is_set_back_and_makes_blocks_only_when_asked_is_given_its_
     bench.mine();
     bench.submit(intent("open", key(1), "vault/1", "do open")).await;
     assert!(bench.outcome("open").await.happened());
-    bench.node.place.with(|chain| chain.blocks.truncate(1));
+    bench.node.chain.with(|chain| chain.blocks.truncate(1));
     bench.waiting(1).await;
     assert!(bench.outcome("open").await.happened());
     assert_eq!((bench.effects(), bench.view("open").await.variants.len()), (vec!["open".to_owned()], 1));
@@ -291,7 +291,7 @@ async fn a_block_that_only_some_nodes_knew_is_missed_when_it_goes() {
         let name = format!("{n}");
         bench.submit(intent(&name, key(1), "vault/1", &format!("do {n}"))).await;
         assert!(bench.outcome(&name).await.happened());
-        bench.node.place.with(|chain| chain.reorganise(n % 3 + 1, true));
+        bench.node.chain.with(|chain| chain.reorganise(n % 3 + 1, true));
         bench.node.set(Faults::default());
         bench.submit(intent(&format!("after {n}"), key(1), "vault/2", &format!("do after {n}"))).await;
         assert!(bench.outcome(&format!("after {n}")).await.happened(), "nothing waits for a nonce that was lost");
@@ -315,13 +315,13 @@ async fn what_is_buried_deep_is_let_go() {
 #[tokio::test]
 async fn a_key_without_money_says_so_goes_on_later_and_holds_up_no_other_key() {
     let bench = Bench::new(quick()).await;
-    bench.node.place.with(|chain| chain.poor.push(key(1)));
+    bench.node.chain.with(|chain| chain.poor.push(key(1)));
     bench.submit(intent("poor", key(1), "vault/1", "do poor")).await;
     bench.submit(intent("sentinel", key(2), "vault/2", "do sentinel")).await;
     assert!(bench.outcome("sentinel").await.happened());
     let trouble = until("the trouble's being told", async || bench.view("poor").await.trouble).await;
     assert!(trouble.contains("too little"), "{trouble}");
-    bench.node.place.with(|chain| chain.poor.clear());
+    bench.node.chain.with(|chain| chain.poor.clear());
     assert!(bench.outcome("poor").await.happened());
     assert_eq!(bench.view("poor").await.trouble, None);
 }
@@ -331,7 +331,7 @@ async fn a_nonce_used_by_another_program_with_our_key_is_noticed_and_replaced() 
     let mut bench = Bench::new(OutboxSettings { foreign_after: 4, ..quick() }).await;
     bench.submit(intent("ours", key(1), "vault/1", "do ours")).await;
     bench.waiting(1).await;
-    bench.node.place.with(|chain| {
+    bench.node.chain.with(|chain| {
         let foreign = Transaction { data: "do theirs".to_owned(), ..chain.mempool.remove(0) };
         chain.mempool.push(foreign);
         chain.mine();
@@ -344,7 +344,7 @@ async fn a_nonce_used_by_another_program_with_our_key_is_noticed_and_replaced() 
     assert!(log.contains(&"nonce-taken ours".to_owned()), "{log:?}");
 
     // And while the journal was away, from the start.
-    bench.node.place.with(|chain| {
+    bench.node.chain.with(|chain| {
         let like = chain.blocks.iter().flat_map(|block| &block.transactions).next().unwrap().transaction.clone();
         for nonce in 2..5 {
             chain.mempool.push(Transaction { nonce, data: format!("do theirs {nonce}"), ..like.clone() });
@@ -373,12 +373,12 @@ async fn a_gap_in_the_nonces_is_filled() {
         to: key(9),
         data: format!("do foreign {nonce}"),
     };
-    bench.node.place.with(|chain| chain.mempool.extend([foreign(0), foreign(1)]));
+    bench.node.chain.with(|chain| chain.mempool.extend([foreign(0), foreign(1)]));
     bench.start(vec![Key::new(1)]).await;
     bench.submit(intent("ours", key(1), "vault/1", "do ours")).await;
     bench.waiting(3).await;
     assert_eq!(bench.view("ours").await.nonce, Some(2), "what waits in the mempool is not ours to replace");
-    bench.node.place.with(|chain| chain.mempool.clear());
+    bench.node.chain.with(|chain| chain.mempool.clear());
     assert!(bench.outcome("ours").await.happened());
     assert_eq!(bench.effects(), ["ours"]);
     bench.stop().await;
@@ -447,7 +447,7 @@ async fn a_step_is_not_failed_while_its_transaction_may_still_land() {
     let policy = json!({"ceilingMs": 500, "deadlineMs": 500});
     let nodes = [node("open", "x/open", json!({}), policy), node("refund", "x/refund", json!({}), json!({}))];
     let world = World::now(folder.path(), [graph("w", &nodes, &["trigger open", "open failure refund"])]).await;
-    let chain = Node::new(InMemory::new(), 1);
+    let chain = Node::new(Shared::new(), 1);
     let open = action(async |step: pool_journal::Step, _| {
         let wanted = intent(&step.key(), key(1), "vault/1", &format!("do {}", step.run()));
         match (step.transact(wanted).await, step.outputs()["trigger"]["hasty"] == json!(true)) {
@@ -461,18 +461,18 @@ async fn a_step_is_not_failed_while_its_transaction_may_still_land() {
     let runner = world.runner_on(actions, port, vec![Arc::new(Key::new(1))], quick()).await;
     let hasty = world.journal.start("w", "hasty", json!({"hasty": true})).await.unwrap();
     let patient = world.journal.start("w", "patient", json!({})).await.unwrap();
-    until("a transaction in the mempool", async || (chain.place.with(|c| c.mempool.len()) >= 1).then_some(())).await;
+    until("a transaction in the mempool", async || (chain.chain.with(|c| c.mempool.len()) >= 1).then_some(())).await;
     tokio::time::sleep(Duration::from_millis(700)).await;
     // The deadline of both steps is over. Whatever was signed can land; whatever was not was withdrawn.
     until("both ends", async || {
-        chain.place.with(|chain| chain.mine());
+        chain.chain.with(|chain| chain.mine());
         let ended = world.journal.outcome(hasty).await.unwrap().is_some()
             && world.journal.outcome(patient).await.unwrap().is_some();
         ended.then_some(())
     })
     .await;
     runner.stop().await.unwrap();
-    let effects = chain.place.with(|c| c.effects().into_iter().map(str::to_owned).collect::<Vec<_>>());
+    let effects = chain.chain.with(|c| c.effects().into_iter().map(str::to_owned).collect::<Vec<_>>());
     for run in [hasty, patient] {
         let outcome = world.outcome(run).await;
         let landed = effects.contains(&run.to_string());
