@@ -233,7 +233,7 @@ pub(crate) struct DownArguments {
 
 #[derive(Clone, Debug, Args)]
 pub(crate) struct NodeArguments {
-    /// The orchestrator, like ws://192.168.1.10:8080
+    /// The orchestrator, like wss://pool.example or ws://192.168.1.10:8080
     #[arg(long, value_name = "URL")]
     pub(crate) orchestrator: String,
     /// The roster file: who may link with whom

@@ -36,6 +36,9 @@ use clap::{CommandFactory, Parser};
 const CANNOT: u8 = 2;
 
 fn main() -> ExitCode {
+    // Chains and orchestrators may be behind TLS, and the dependencies bring two kinds of cryptography: rustls takes
+    // neither unless one is named. It can only be named twice by mistake, and the first stands.
+    let _ = rustls::crypto::ring::default_provider().install_default();
     let arguments = Arguments::parse();
     let outcome = match arguments.command {
         Command::Up(arguments) if arguments.detach => detach::up(&arguments),

@@ -41,7 +41,7 @@ pub struct VotePolicy {
 /// What a node is told when it starts.
 #[derive(Clone, Debug)]
 pub struct NodeConfig {
-    /// The orchestrator: `ws://host:port`, with or without the path.
+    /// The orchestrator: `ws://host:port` or `wss://host`, with or without the path.
     pub orchestrator: String,
     /// Who may link with whom.
     pub roster: Roster,
@@ -69,8 +69,11 @@ pub struct NodeConfig {
 #[derive(Debug, Error)]
 pub enum NodeError {
     /// The orchestrator's address is not one.
-    #[error("`{0}` is not an orchestrator's address; write it like ws://192.168.1.10:8080")]
+    #[error("`{0}` is not an orchestrator's address; write it like wss://pool.example or ws://192.168.1.10:8080")]
     Address(String),
+    /// The certificates that this machine trusts cannot be read.
+    #[error("the certificates that this machine trusts cannot be used: {0}")]
+    Certificates(#[source] rustls::Error),
     /// The wallet does not stand in the roster as a node.
     #[error("the roster does not name {0} as a node; add it, or use the key that the roster names")]
     NotInRoster(alloy_primitives::Address),

@@ -26,7 +26,7 @@ use crate::{
     backoff::Backoff,
     config::{NodeConfig, NodeError, find_shard_program},
     shard::{ShardCommand, ShardEvent, ShardProcess},
-    uplink::{Introduction, Uplink, UplinkEvent, endpoint},
+    uplink::{Introduction, Uplink, UplinkEvent, endpoint, system_trust},
 };
 
 /// Waits before a shard that died is started again.
@@ -61,7 +61,8 @@ pub async fn run(config: NodeConfig, shutdown: CancellationToken) -> Result<(), 
     let capabilities = config.capabilities.clone();
     let command = ShardCommand { program, threads: capabilities.threads, cpus: config.cpus.clone() };
     let (shard_events_in, mut shard_events) = mpsc::channel(256);
-    let mut uplink = Uplink::start(address, Introduction { wallet: config.wallet.clone(), name, capabilities, model });
+    let introduction = Introduction { wallet: config.wallet.clone(), name, capabilities, model };
+    let mut uplink = Uplink::start(address, system_trust()?, introduction);
     let mut node = Node {
         path: std::path::absolute(&config.model).unwrap_or_else(|_| config.model.clone()),
         config,

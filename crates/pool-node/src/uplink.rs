@@ -11,12 +11,16 @@ use pool_wire::control::{
 };
 use tokio::{net::TcpStream, sync::mpsc, task::JoinHandle, time::timeout};
 use tokio_tungstenite::{
-    MaybeTlsStream, WebSocketStream, connect_async_with_config,
+    Connector, MaybeTlsStream, WebSocketStream, connect_async_tls_with_config,
     tungstenite::{Message, http::Uri, protocol::WebSocketConfig},
 };
 use tracing::{debug, info, warn};
 
 use crate::{backoff::Backoff, config::NodeError};
+
+mod tls;
+
+pub(crate) use tls::system_trust;
 
 type Socket = WebSocketStream<MaybeTlsStream<TcpStream>>;
 
@@ -66,10 +70,11 @@ pub(crate) struct Uplink {
 }
 
 impl Uplink {
-    pub(crate) fn start(address: Uri, introduction: Introduction) -> Self {
+    /// `trust` says whose certificates count where the address is `wss://`.
+    pub(crate) fn start(address: Uri, trust: Connector, introduction: Introduction) -> Self {
         let (events_in, events) = mpsc::channel(256);
         let (outbox, outgoing) = mpsc::channel(256);
-        let task = tokio::spawn(keep_connected(address, introduction, events_in, outgoing));
+        let task = tokio::spawn(keep_connected(address, trust, introduction, events_in, outgoing));
         Self { events, outbox, task }
     }
 
@@ -88,18 +93,19 @@ impl Drop for Uplink {
     }
 }
 
-/// `ws://host:port` with the path that orchestrators listen on, unless it has one.
+/// `ws://host:port` or `wss://host` with the path that orchestrators listen on, unless it has one.
 pub(crate) fn endpoint(text: &str) -> Result<Uri, NodeError> {
     let wrong = || NodeError::Address(text.to_owned());
     let uri: Uri = text.parse().map_err(|_| wrong())?;
-    if uri.scheme_str() != Some("ws") || uri.host().is_none_or(str::is_empty) {
+    let scheme = uri.scheme_str().filter(|scheme| ["ws", "wss"].contains(scheme)).ok_or_else(wrong)?;
+    if uri.host().is_none_or(str::is_empty) {
         return Err(wrong());
     }
     if uri.path() != "/" {
         return Ok(uri);
     }
     let authority = uri.authority().ok_or_else(wrong)?;
-    format!("ws://{authority}/v1/nodes/ws").parse().map_err(|_| wrong())
+    format!("{scheme}://{authority}/v1/nodes/ws").parse().map_err(|_| wrong())
 }
 
 /// Why a connection ended.
@@ -120,6 +126,7 @@ impl<E: fmt::Display> From<E> for Ended {
 
 async fn keep_connected(
     address: Uri,
+    trust: Connector,
     introduction: Introduction,
     events: mpsc::Sender<UplinkEvent>,
     mut outgoing: mpsc::Receiver<ToOrchestrator>,
@@ -127,7 +134,7 @@ async fn keep_connected(
     let mut backoff = Backoff::new(&RETRY);
     loop {
         let mut registered = false;
-        let ended = session(&address, &introduction, &events, &mut outgoing, &mut registered).await;
+        let ended = session(&address, &trust, &introduction, &events, &mut outgoing, &mut registered).await;
         if registered {
             backoff.reset();
             if events.send(UplinkEvent::Down).await.is_err() {
@@ -156,6 +163,7 @@ async fn keep_connected(
 
 async fn session(
     address: &Uri,
+    trust: &Connector,
     introduction: &Introduction,
     events: &mpsc::Sender<UplinkEvent>,
     outgoing: &mut mpsc::Receiver<ToOrchestrator>,
@@ -167,7 +175,7 @@ async fn session(
         .max_write_buffer_size(4 * MAX_CONTROL)
         .max_message_size(Some(MAX_CONTROL))
         .max_frame_size(Some(MAX_CONTROL));
-    let connecting = connect_async_with_config(address.clone(), Some(config), true);
+    let connecting = connect_async_tls_with_config(address.clone(), Some(config), true, Some(trust.clone()));
     let (mut socket, _) = timeout(HANDSHAKE, connecting).await.map_err(|_| lost("connecting took too long"))??;
 
     register(&mut socket, introduction).await?;
@@ -267,6 +275,7 @@ mod tests {
     #[test]
     fn an_orchestrators_address_needs_no_path_and_nonsense_is_refused() {
         assert_eq!(endpoint("ws://127.0.0.1:8080").unwrap().to_string(), "ws://127.0.0.1:8080/v1/nodes/ws");
+        assert_eq!(endpoint("wss://pool.example").unwrap().to_string(), "wss://pool.example/v1/nodes/ws");
         assert_eq!(endpoint("ws://pool.lan:8080/v1/nodes/ws").unwrap().path(), "/v1/nodes/ws");
         for wrong in ["", "8080", "http://127.0.0.1:8080", "ws://", "not an address"] {
             assert!(endpoint(wrong).is_err(), "{wrong:?}");
