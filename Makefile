@@ -92,6 +92,10 @@ soak: build packages ## ten minutes of mixed requests with random cancels; then 
 	COMPUTEPOOL_SESSIONS=200 cargo test --locked -p computepool --test money_books -- --nocapture
 	COMPUTEPOOL_KILLS=200 cargo test --locked -p computepool --test money_crash -- --nocapture
 
+.PHONY: fuzz
+fuzz: setup ## a minute of fuzzing for each reader of strangers' bytes (ARGS='600 gguf': other times, some of them)
+	@$(call script,fuzz)
+
 .PHONY: parity
 parity: setup ## compare with transformers, live
 	@$(call script,parity)
