@@ -26,7 +26,7 @@ use super::{
     run::{self, Event, TextRules, What},
     settings::Settings,
 };
-use crate::{Fare, Payer, Payments, ServedModel};
+use crate::{Fare, Payer, Payments, ServedModel, StartError};
 
 /// A request that is let in: it holds one of the gateway's places until its answer ends or its client goes.
 pub(super) struct Place {
@@ -80,6 +80,10 @@ pub(super) async fn respond<F: Format>(gateway: &Gateway, job: Job) -> Result<Re
     let mut events = run::run(gateway.state.completions.clone(), model.name.clone(), choices, rules).boxed();
     let mut settlement = None;
     if let Some(payments) = &gateway.state.payments {
+        // Nobody pays, or starts a stream, for an answer that cannot begin.
+        if !model.active && record.place.payer != Payer::Nobody {
+            return Err(record.fail(StartError::NoCoalition(model.name).into()));
+        }
         let answers: u64 = budgets.iter().map(|&budget| u64::from(budget) * u64::from(settings.n)).sum();
         let boarded = payments.board(&record.place.payer, &model.name, prompt_tokens + answers).await;
         let mut fare = boarded.map_err(|refusal| record.fail(refusal.into()))?;

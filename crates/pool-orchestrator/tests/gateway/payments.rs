@@ -9,7 +9,7 @@ use std::{
 };
 
 use async_trait::async_trait;
-use pool_orchestrator::{CancelGuard, Fare, Payer, PaymentRefusal, Payments, Price, gateway::Limits};
+use pool_orchestrator::{CancelGuard, Fare, Payer, PaymentRefusal, Payments, Price, StartError, gateway::Limits};
 use pool_types::{FlowRate, SessionId, Usdc};
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -123,6 +123,23 @@ async fn a_session_is_charged_from_before_the_first_token_to_the_end_of_the_answ
     assert_eq!(accounts.boarded.lock().unwrap()[1].0, Payer::Nobody, "the owner's key pays nothing");
     let invalid = server.send(Method::POST, CHAT, Some(TOKEN), Some(&with(hello(), json!({"n": 99})))).await;
     assert_eq!((invalid.status, accounts.boarded()), (400, 2), "what cannot be answered is not charged");
+}
+
+#[tokio::test]
+async fn nobody_pays_for_an_answer_that_no_coalition_can_give() {
+    let mut model = model::served("small");
+    model.active = false;
+    let script = Script::new(vec![model], |_| Err(StartError::NoCoalition("small".to_owned())));
+    let (server, accounts) = paid_server(script.clone(), Some("cp-owner")).await;
+    let answer = server.send(Method::POST, CHAT, Some(TOKEN), Some(&hello())).await;
+    assert_eq!((answer.status, answer.error("code")), (503, "no_coalition"), "{}", answer.json);
+    let request = reqwest::Client::new().post(server.url(CHAT)).header("x-payer", WALLET).json(&hello());
+    let offered = request.send().await.unwrap();
+    assert_eq!(offered.status(), 503, "a wallet is not asked to pay for it either");
+    assert_eq!((script.prompts().len(), accounts.boarded()), (0, 0), "no stream was started");
+    let owner = server.send(Method::POST, CHAT, Some("cp-owner"), Some(&hello())).await;
+    assert_eq!(owner.status, 503, "who pays nothing may wait for one to form as before");
+    assert_eq!(script.prompts().len(), 1);
 }
 
 #[tokio::test]
