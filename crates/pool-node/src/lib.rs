@@ -31,4 +31,5 @@ mod uplink;
 
 pub use capabilities::measure_capabilities;
 pub use config::{NodeConfig, NodeError, ResourceLimits, VotePolicy, find_shard_program};
-pub use node::run;
+pub use node::{Activity, Ended, Shift, run, serve};
+pub use pool_coalition::stand_down::Manner;

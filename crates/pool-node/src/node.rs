@@ -1,5 +1,7 @@
 //! The node's actor: it joins what the orchestrator wants with what its shard process does.
 
+mod leaving;
+
 use std::{
     collections::BTreeSet,
     path::PathBuf,
@@ -11,6 +13,7 @@ use alloy_signer::SignerSync;
 use pool_coalition::{
     RosterRole,
     proposal::{Ballot, Vote},
+    stand_down::Manner,
 };
 use pool_link::Delegation;
 use pool_models::Model;
@@ -18,10 +21,12 @@ use pool_types::{Activation, Epoch, Failure, LayerRange, ModelId, ReasonCode};
 use pool_wire::control::{
     Assignment, CONTROL_VERSION, FromShard, LoadOrder, ShardFootprint, Signal, ToNode, ToOrchestrator, ToShard,
 };
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
+use self::leaving::asked;
+pub use self::leaving::{Activity, Ended, Shift};
 use crate::{
     backoff::Backoff,
     config::{NodeConfig, NodeError, find_shard_program},
@@ -48,6 +53,18 @@ const DELEGATION: Duration = Duration::from_secs(12 * 3600);
 /// Runs a node until `shutdown`, or until the orchestrator turns it away for good. When this returns its shard
 /// process is gone.
 pub async fn run(config: NodeConfig, shutdown: CancellationToken) -> Result<(), NodeError> {
+    let (_stay, nobody_asks) = watch::channel(None);
+    serve(config, shutdown, nobody_asks, Shift::default()).await.map(|_| ())
+}
+
+/// Runs a node as [`run`] does, and lets it leave in the middle: when `leave` says how, the node tells the orchestrator
+/// so, signed, and returns once it has left. `shift` shows what it does meanwhile.
+pub async fn serve(
+    config: NodeConfig,
+    shutdown: CancellationToken,
+    mut leave: watch::Receiver<Option<Manner>>,
+    shift: Shift,
+) -> Result<Ended, NodeError> {
     let address = endpoint(&config.orchestrator)?;
     let wallet = config.wallet.address();
     let name = match config.roster.member(wallet) {
@@ -76,14 +93,33 @@ pub async fn run(config: NodeConfig, shutdown: CancellationToken) -> Result<(), 
         orphaned_at: None,
         current: None,
         outbox: Vec::new(),
+        draining: None,
+        shift,
     };
 
     let outcome = loop {
         for message in node.outbox.drain(..) {
             uplink.send(message);
         }
+        node.show();
+        if node.has_drained() {
+            break Ok(Ended::Drained);
+        }
         tokio::select! {
-            () = shutdown.cancelled() => break Ok(()),
+            biased;
+            () = shutdown.cancelled() => break Ok(Ended::ShutDown),
+            manner = asked(&mut leave) => match manner {
+                Manner::Yield => {
+                    // The owner's machine first, then the word.
+                    let gone = node.let_go();
+                    if let Some(word) = node.stand_down(Manner::Yield) {
+                        uplink.send(word);
+                    }
+                    let (gone, ()) = tokio::join!(gone, uplink.close());
+                    return Ok(Ended::Yielded(gone));
+                }
+                Manner::Drain => node.drain(),
+            },
             event = uplink.events.recv() => match event {
                 Some(UplinkEvent::Up) => {
                     node.orphaned_at = None;
@@ -92,7 +128,7 @@ pub async fn run(config: NodeConfig, shutdown: CancellationToken) -> Result<(), 
                 Some(UplinkEvent::Message(message)) => node.on_orchestrator(message).await,
                 Some(UplinkEvent::Down) => node.orphaned_at = Some(Instant::now() + ORPHANED),
                 Some(UplinkEvent::Refused(failure)) => break Err(NodeError::Refused(failure)),
-                None => break Ok(()),
+                None => break Ok(Ended::ShutDown),
             },
             Some((incarnation, event)) = shard_events.recv() => {
                 if incarnation == node.incarnation {
@@ -106,6 +142,10 @@ pub async fn run(config: NodeConfig, shutdown: CancellationToken) -> Result<(), 
                     shard.give_up("the shard stopped answering and was ended");
                 }
             }
+            () = until(node.draining) => {
+                warn!("what runs did not end in time; the node leaves without it");
+                break Ok(Ended::Drained);
+            }
             () = until(node.orphaned_at) => {
                 warn!("the orchestrator is away; the coalition is left");
                 node.orphaned_at = None;
@@ -116,6 +156,7 @@ pub async fn run(config: NodeConfig, shutdown: CancellationToken) -> Result<(), 
     if let Some(shard) = node.shard.take() {
         shard.process.shut_down().await;
     }
+    uplink.close().await;
     outcome
 }
 
@@ -202,6 +243,9 @@ struct Node {
     orphaned_at: Option<Instant>,
     current: Option<Box<Assignment>>,
     outbox: Vec<ToOrchestrator>,
+    /// Set when it leaves after the last request: when it leaves without that.
+    draining: Option<Instant>,
+    shift: Shift,
 }
 
 impl Node {

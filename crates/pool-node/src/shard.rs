@@ -46,6 +46,7 @@ pub(crate) enum ShardEvent {
 /// A running shard process. Its inbox holds 64 messages; it ends on [`ShardProcess::kill`],
 /// [`ShardProcess::shut_down`], by itself, or when this is dropped.
 pub(crate) struct ShardProcess {
+    id: Option<u32>,
     commands: mpsc::Sender<ToShard>,
     stop: CancellationToken,
     /// Cancelled when the process has been reaped.
@@ -76,14 +77,20 @@ impl ShardProcess {
         else {
             return Err(wrap(std::io::Error::other("its pipes are missing")));
         };
-        info!(process = child.id(), incarnation, "started a shard");
+        let id = child.id();
+        info!(process = id, incarnation, "started a shard");
         let (commands, outgoing) = mpsc::channel(64);
         let stop = CancellationToken::new();
         tokio::spawn(write_commands(stdin, outgoing, stop.clone()));
         tokio::spawn(forward_log(stderr));
         let gone = CancellationToken::new();
         tokio::spawn(supervise(child, stdout, incarnation, events, stop.clone(), gone.clone()));
-        Ok(Self { commands, stop, gone })
+        Ok(Self { id, commands, stop, gone })
+    }
+
+    /// The process's id.
+    pub(crate) fn id(&self) -> Option<u32> {
+        self.id
     }
 
     /// Queues a message. A shard that takes none is stuck, and is killed.

@@ -32,6 +32,8 @@ const HEARTBEAT: Duration = Duration::from_secs(1);
 const SILENCE: Duration = Duration::from_secs(5);
 /// A message that cannot be handed to the socket for this long means that the connection is dead.
 const WRITE: Duration = Duration::from_secs(5);
+/// What is still to be sent when the node leaves has this long.
+const FAREWELL: Duration = Duration::from_millis(500);
 const RETRY: [Duration; 6] = [
     Duration::from_millis(200),
     Duration::from_millis(500),
@@ -65,7 +67,7 @@ pub(crate) struct Introduction {
 /// Owned by the node's actor. Ends when this is dropped, or after [`UplinkEvent::Refused`].
 pub(crate) struct Uplink {
     pub(crate) events: mpsc::Receiver<UplinkEvent>,
-    outbox: mpsc::Sender<ToOrchestrator>,
+    outbox: Option<mpsc::Sender<ToOrchestrator>>,
     task: JoinHandle<()>,
 }
 
@@ -75,14 +77,22 @@ impl Uplink {
         let (events_in, events) = mpsc::channel(256);
         let (outbox, outgoing) = mpsc::channel(256);
         let task = tokio::spawn(keep_connected(address, trust, introduction, events_in, outgoing));
-        Self { events, outbox, task }
+        Self { events, outbox: Some(outbox), task }
     }
 
     /// Queues a message. While the connection is down messages are lost: they belong to assignments that the loss
     /// has voided. A full queue means a stuck connection, which its own deadlines end.
     pub(crate) fn send(&self, message: ToOrchestrator) {
-        if self.outbox.try_send(message).is_err() {
+        if self.outbox.as_ref().is_none_or(|outbox| outbox.try_send(message).is_err()) {
             debug!("a message to the orchestrator was dropped: the connection does not take any");
+        }
+    }
+
+    /// Sends what is queued and says goodbye, within [`FAREWELL`].
+    pub(crate) async fn close(mut self) {
+        self.outbox = None;
+        if timeout(FAREWELL, &mut self.task).await.is_err() {
+            debug!("the connection to the orchestrator did not end in time");
         }
     }
 }
@@ -199,7 +209,10 @@ async fn session(
                 }
             }
             message = outgoing.recv() => {
-                let Some(message) = message else { return Err(Ended::NodeGone) };
+                let Some(message) = message else {
+                    let _ = timeout(FAREWELL, socket.close(None)).await;
+                    return Err(Ended::NodeGone);
+                };
                 send(&mut socket, &message).await?;
             }
             _ = heartbeat.tick() => send(&mut socket, &ToOrchestrator::Heartbeat).await?,

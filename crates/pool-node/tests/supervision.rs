@@ -8,21 +8,25 @@ mod model;
 
 use std::{
     path::PathBuf,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use alloy_primitives::{Address, B256, Signature, hex};
 use alloy_signer_local::PrivateKeySigner;
 use futures::{SinkExt, StreamExt};
-use pool_coalition::{Roster, RosterMember, RosterRole};
+use pool_coalition::{
+    Roster, RosterMember, RosterRole,
+    stand_down::{SignedStandDown, StandDown},
+};
 use pool_models::Model;
-use pool_node::{NodeConfig, NodeError, find_shard_program};
+use pool_node::{Activity, Ended, Manner, NodeConfig, NodeError, Shift, find_shard_program};
 use pool_types::{Activation, Epoch, Failure, LayerRange, ModelId, ReasonCode};
 use pool_wire::control::{
     Assignment, CONTROL_VERSION, Capabilities, Member, Registration, ToNode, ToOrchestrator, decode, to_text,
 };
 use tokio::{
     net::{TcpListener, TcpStream},
+    sync::watch,
     task::JoinHandle,
     time::timeout,
 };
@@ -110,7 +114,9 @@ struct Node {
     roster: Roster,
     model: ModelId,
     shutdown: CancellationToken,
-    task: JoinHandle<Result<(), NodeError>>,
+    leave: watch::Sender<Option<Manner>>,
+    shift: Shift,
+    task: JoinHandle<Result<Ended, NodeError>>,
     _files: tempfile::TempDir,
 }
 
@@ -145,8 +151,10 @@ impl Node {
             vote: None,
         };
         let model = Model::open(files.path()).unwrap().id;
-        let task = tokio::spawn(pool_node::run(config, shutdown.clone()));
-        Self { wallet, roster, model, shutdown, task, _files: files }
+        let (leave, asked) = watch::channel(None);
+        let shift = Shift::default();
+        let task = tokio::spawn(pool_node::serve(config, shutdown.clone(), asked, shift.clone()));
+        Self { wallet, roster, model, shutdown, leave, shift, task, _files: files }
     }
 
     fn assignment(&self, epoch: u64, layers: (u32, u32)) -> Box<Assignment> {
@@ -165,6 +173,14 @@ impl Node {
             max_context: 128,
             prefill_chunk: 16,
         })
+    }
+
+    /// Checks a stand-down as an orchestrator does.
+    fn check(&self, message: ToOrchestrator) -> StandDown {
+        let ToOrchestrator::StandDown { statement } = message else { panic!("no stand-down: {message:?}") };
+        let word: SignedStandDown = serde_json::from_str(&statement).unwrap();
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+        word.verify(self.wallet.address(), self.roster.coalition_id(), 0, now).expect("the node's own word")
     }
 
     async fn stop(self) {
@@ -237,6 +253,65 @@ async fn a_killed_shard_is_reported_at_once_and_the_next_assignment_gets_a_new_o
     assert!(after.len() == 1 && after != before, "other layers need another process, and the old one is gone");
 
     node.stop().await;
+    assert!(own_shards().is_empty(), "no shard outlives its node");
+}
+
+#[tokio::test]
+async fn a_node_that_yields_gives_the_machine_back_first_and_says_so_signed() {
+    let _turn = TURN.lock().await;
+    let orchestrator = Orchestrator::new().await;
+    let node = Node::start(&orchestrator, real_shard());
+    let (mut connection, _) = orchestrator.register().await;
+    connection.say(&ToNode::Assign(node.assignment(7, (0, 2)))).await;
+    connection.hear_loaded(Epoch(7)).await;
+    let layers = LayerRange::new(0, 2).unwrap();
+    assert_eq!(node.shift.activity(), Activity::Preparing { layers, members: 1 });
+    assert_eq!(own_shards(), [node.shift.process().expect("it runs") as i32]);
+
+    let asked = Instant::now();
+    node.leave.send(Some(Manner::Yield)).unwrap();
+    let said = node.check(connection.hear().await);
+    assert_eq!((said.manner, said.epoch), (Manner::Yield, Epoch(7)));
+    let ended = timeout(PATIENCE, node.task).await.unwrap().unwrap().unwrap();
+    assert!(own_shards().is_empty(), "the shard is gone when the node has left");
+    let Ended::Yielded(Some(gone)) = ended else { panic!("{ended:?}") };
+    assert!(gone <= asked.elapsed() && gone < Duration::from_millis(1500), "it took {gone:?}");
+    println!("the shard was gone after {gone:?}, the node after {:?}", asked.elapsed());
+}
+
+#[tokio::test]
+async fn a_node_that_yields_without_an_orchestrator_gives_the_machine_back_all_the_same() {
+    let _turn = TURN.lock().await;
+    let orchestrator = Orchestrator::new().await;
+    let node = Node::start(&orchestrator, real_shard());
+    let (mut connection, _) = orchestrator.register().await;
+    connection.say(&ToNode::Assign(node.assignment(1, (0, 2)))).await;
+    connection.hear_loaded(Epoch(1)).await;
+    drop((connection, orchestrator));
+    let asked = Instant::now();
+    node.leave.send(Some(Manner::Yield)).unwrap();
+    let ended = timeout(PATIENCE, node.task).await.unwrap().unwrap().unwrap();
+    assert!(matches!(ended, Ended::Yielded(Some(_))) && own_shards().is_empty(), "{ended:?}");
+    assert!(asked.elapsed() < Duration::from_millis(1500), "nobody is waited for: {:?}", asked.elapsed());
+}
+
+#[tokio::test]
+async fn a_node_that_drains_serves_on_until_its_coalition_is_dissolved() {
+    let _turn = TURN.lock().await;
+    let orchestrator = Orchestrator::new().await;
+    let node = Node::start(&orchestrator, real_shard());
+    let (mut connection, _) = orchestrator.register().await;
+    connection.say(&ToNode::Assign(node.assignment(3, (0, 2)))).await;
+    connection.hear_loaded(Epoch(3)).await;
+    node.leave.send(Some(Manner::Drain)).unwrap();
+    let said = node.check(connection.hear().await);
+    assert_eq!((said.manner, said.epoch), (Manner::Drain, Epoch(3)));
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert_eq!(own_shards().len(), 1, "its shard works on");
+    let failure = Failure::new(ReasonCode::StandDown, "desk left after its last request");
+    connection.say(&ToNode::Dissolve { epoch: Epoch(3), failure }).await;
+    let ended = timeout(PATIENCE, node.task).await.unwrap().unwrap().unwrap();
+    assert_eq!(ended, Ended::Drained);
     assert!(own_shards().is_empty(), "no shard outlives its node");
 }
 

@@ -4,6 +4,8 @@
 //! breaks the protocol and ends the link. Admission keeps what live requests may hold within the coalition's
 //! KV budget; what does not fit waits in a bounded queue.
 
+mod drain;
+
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -70,6 +72,11 @@ pub enum DataPlaneEvent {
         /// Why.
         failure: Failure,
     },
+    /// The last request of a draining epoch has ended.
+    Drained {
+        /// The assignment's epoch.
+        epoch: Epoch,
+    },
 }
 
 /// What the data plane has done so far.
@@ -117,6 +124,8 @@ struct Term {
     assignment: Assignment,
     mesh: Option<Mesh>,
     joined: bool,
+    /// Nothing new begins: a member leaves when what runs has ended.
+    draining: bool,
     live: HashMap<RequestId, Live>,
     reserved: u64,
     waiting: VecDeque<Waiter>,
@@ -257,6 +266,7 @@ impl DataPlane {
                 assignment: assignment.clone(),
                 mesh: None,
                 joined: false,
+                draining: false,
                 live: HashMap::new(),
                 reserved: 0,
                 waiting: VecDeque::new(),
@@ -546,7 +556,7 @@ impl Completions for DataPlane {
 
 fn serving<'a>(term: &'a mut Option<Term>, model: &str) -> Result<&'a mut Term, StartError> {
     term.as_mut()
-        .filter(|term| term.joined && term.model == model)
+        .filter(|term| term.joined && !term.draining && term.model == model)
         .ok_or_else(|| StartError::NoCoalition(model.to_owned()))
 }
 

@@ -1,5 +1,6 @@
-//! What an orchestrator remembers between runs, in one SQLite file: the nodes it has met, the coalitions it
-//! formed, the sessions that were paid for, and its settings. No SQL leaves this crate.
+//! What a program remembers between runs, in one SQLite file. An orchestrator: the nodes it has met, what they signed
+//! when they left, the coalitions it formed, the sessions that were paid for. An owner's node: its decisions, and how
+//! fast it gave the machine back. Both: their settings. No SQL leaves this crate.
 //!
 //! The file is private to its owner (mode 0600), written ahead (WAL), and migrated when opened. A file that is not
 //! a sound database is kept aside under another name, never overwritten, and [`Store::set_aside`] says so.
@@ -32,11 +33,14 @@
 
 mod coalitions;
 mod nodes;
+mod owner;
 mod sessions;
 mod settings;
+mod stand_downs;
 mod store;
 
 pub use coalitions::{CoalitionRecord, CoalitionState};
 pub use nodes::NodeRecord;
+pub use owner::{DecisionRecord, YieldRecord, YieldTimes};
 pub use sessions::{SessionRecord, SessionState, SessionStored};
 pub use store::{Store, StoreError};

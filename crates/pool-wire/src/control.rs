@@ -62,6 +62,11 @@ pub enum ToOrchestrator {
         /// Why.
         failure: Failure,
     },
+    /// The node leaves: its owner came back or asked it to stop.
+    StandDown {
+        /// `pool_coalition::stand_down::SignedStandDown` as JSON text: what was signed is what is kept.
+        statement: String,
+    },
     /// Keeps the connection known to be alive.
     Heartbeat,
 }

@@ -218,6 +218,7 @@ impl Actor {
                     DataPlaneEvent::Signal(signal) => Input::GatewaySignal(signal),
                     DataPlaneEvent::Joined { epoch } => Input::GatewayJoined(epoch),
                     DataPlaneEvent::Lost { epoch, failure } => Input::GatewayLost(epoch, failure),
+                    DataPlaneEvent::Drained { epoch } => Input::GatewayDrained(epoch),
                 },
                 () = async {
                     match wake {
@@ -298,6 +299,7 @@ impl Actor {
                 self.dataplane.join(&self.model_name, *assignment, roster, names);
             }
             Output::SignalGateway(signal) => self.dataplane.signal(&signal),
+            Output::DrainGateway(epoch) => self.dataplane.drain(epoch),
             Output::LeaveGateway(epoch, failure) => self.dataplane.leave(epoch, failure),
         }
         None
@@ -317,6 +319,11 @@ impl Actor {
             Record::Active(epoch) => {
                 info!(%epoch, "the coalition is active");
                 self.store.coalition_active(*epoch, now).await
+            }
+            Record::StoodDown(word) => {
+                let said = &word.stand_down;
+                info!(node = %self.registry.name(said.operator), epoch = %said.epoch, manner = said.manner.as_str(), "a node stands down");
+                self.store.stood_down(word, now).await
             }
             Record::Ended(epoch, failure) => {
                 match failure.code {

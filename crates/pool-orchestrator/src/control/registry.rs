@@ -3,6 +3,7 @@
 //! Time and events go in, decisions come out. A coalition is *loading* until every member holds its layers,
 //! *linking* until every link is up, then *active*; any loss ends it at once, and the next one has a higher epoch.
 
+mod leaving;
 #[cfg(test)]
 mod tests;
 
@@ -12,7 +13,7 @@ use std::{
 };
 
 use alloy_primitives::Address;
-use pool_coalition::{Roster, RosterRole};
+use pool_coalition::{Roster, RosterRole, stand_down::SignedStandDown};
 use pool_types::{Epoch, Failure, ReasonCode};
 use pool_wire::control::{
     Assignment, Capabilities, Registration, ShardFootprint, ShardStats, Signal, ToNode, ToOrchestrator,
@@ -33,11 +34,18 @@ pub struct Timing {
     pub load: Duration,
     /// From then to the last link.
     pub link: Duration,
+    /// From a member's word that it leaves after the last request until it leaves without it.
+    pub drain: Duration,
 }
 
 impl Default for Timing {
     fn default() -> Self {
-        Self { settle: Duration::from_millis(1500), load: Duration::from_secs(600), link: Duration::from_secs(20) }
+        Self {
+            settle: Duration::from_millis(1500),
+            load: Duration::from_secs(600),
+            link: Duration::from_secs(20),
+            drain: Duration::from_secs(300),
+        }
     }
 }
 
@@ -85,6 +93,15 @@ pub enum Input {
     GatewayJoined(Epoch),
     /// The gateway lost a link.
     GatewayLost(Epoch, Failure),
+    /// The last request of a draining coalition has ended.
+    GatewayDrained(Epoch),
+    /// A node says that it leaves; its signature has been checked.
+    StandsDown {
+        /// Its connection.
+        connection: ConnectionId,
+        /// What it said.
+        word: Box<SignedStandDown>,
+    },
     /// Time has passed.
     Tick,
     /// The orchestrator is ending.
@@ -112,6 +129,8 @@ pub enum Output {
     JoinGateway(Box<Assignment>),
     /// A description for the gateway.
     SignalGateway(Signal),
+    /// Begin nothing new in this coalition, and say when what runs has ended.
+    DrainGateway(Epoch),
     /// End every request of this coalition with this failure.
     LeaveGateway(Epoch, Failure),
 }
@@ -125,6 +144,8 @@ pub enum Record {
     Formed(Box<Assignment>),
     /// It answers requests.
     Active(Epoch),
+    /// A node said that it leaves.
+    StoodDown(Box<SignedStandDown>),
     /// It ended.
     Ended(Epoch, Failure),
 }
@@ -137,6 +158,8 @@ pub(crate) struct Node {
     pub(crate) footprint: Option<ShardFootprint>,
     pub(crate) stats: Option<ShardStats>,
     signals: u32,
+    /// It said that it leaves: it gets no layers until it registers again.
+    leaving: bool,
 }
 
 /// The coalition that is being formed or serves.
@@ -148,6 +171,8 @@ pub(crate) struct Coalition {
     loaded: BTreeSet<Address>,
     joined: BTreeSet<Address>,
     gateway_joined: bool,
+    /// Who leaves after the last request.
+    leaver: Option<Address>,
 }
 
 /// The state machine. Owned by the control plane's actor.
@@ -206,6 +231,8 @@ impl Registry {
                     self.end(now, failure, &mut out);
                 }
             }
+            Input::GatewayDrained(epoch) => self.drained(now, epoch, &mut out),
+            Input::StandsDown { connection, word } => self.stands_down(now, connection, word, &mut out),
             Input::Tick => self.check_deadline(now, &mut out),
             Input::ShutDown => {
                 self.closed = true;
@@ -220,7 +247,7 @@ impl Registry {
     pub fn wake_at(&self) -> Option<Instant> {
         match &self.coalition {
             Some(coalition) => self.deadline(coalition),
-            None if self.obstacle.is_some() || self.nodes.is_empty() || self.closed => None,
+            None if self.obstacle.is_some() || !self.anybody_stays() || self.closed => None,
             None => Some(self.form_at()),
         }
     }
@@ -247,8 +274,14 @@ impl Registry {
             out.push(Output::Close { connection: old.connection });
             self.lose(now, said.address, out);
         }
-        let node =
-            Node { connection, capabilities: said.capabilities.clone(), footprint: None, stats: None, signals: 0 };
+        let node = Node {
+            connection,
+            capabilities: said.capabilities.clone(),
+            footprint: None,
+            stats: None,
+            signals: 0,
+            leaving: false,
+        };
         self.nodes.insert(said.address, node);
         self.changed = now;
         self.obstacle = None;
@@ -312,8 +345,11 @@ impl Registry {
                     node.stats = Some(stats);
                 }
             }
-            // Votes concern whoever asked for them, not who serves.
-            ToOrchestrator::Heartbeat | ToOrchestrator::Vote { .. } | ToOrchestrator::VoteRefused { .. } => {}
+            // Votes concern whoever asked for them, not who serves; a stand-down comes as an input of its own.
+            ToOrchestrator::Heartbeat
+            | ToOrchestrator::StandDown { .. }
+            | ToOrchestrator::Vote { .. }
+            | ToOrchestrator::VoteRefused { .. } => {}
             ToOrchestrator::Register(_) => {
                 let failure = Failure::new(ReasonCode::Protocol, "a node registers once per connection");
                 out.push(Output::Send { connection, message: ToNode::Refused { failure } });
@@ -361,14 +397,14 @@ impl Registry {
     }
 
     fn form_when_possible(&mut self, now: Instant, out: &mut Vec<Output>) {
-        if self.coalition.is_some() || self.closed || self.nodes.is_empty() || self.obstacle.is_some() {
+        if self.coalition.is_some() || self.closed || !self.anybody_stays() || self.obstacle.is_some() {
             return;
         }
         if now < self.form_at() {
             return;
         }
         let in_order = self.roster.members.iter().filter_map(|member| {
-            let node = self.nodes.get(&member.address)?;
+            let node = self.nodes.get(&member.address).filter(|node| !node.leaving)?;
             Some((member.address, &node.capabilities))
         });
         let members = match self.serving.place(in_order) {
@@ -406,6 +442,7 @@ impl Registry {
             loaded: BTreeSet::new(),
             joined: BTreeSet::new(),
             gateway_joined: false,
+            leaver: None,
         });
     }
 
@@ -432,7 +469,9 @@ impl Registry {
         match coalition.stage {
             Stage::Loading => Some(coalition.since + self.timing.load),
             Stage::Linking => Some(coalition.since + self.timing.link),
-            Stage::Active | Stage::Waiting => None,
+            // Who drains has a deadline; who serves has none.
+            Stage::Active => coalition.leaver.map(|_| coalition.since + self.timing.drain),
+            Stage::Waiting => None,
         }
     }
 
@@ -440,6 +479,9 @@ impl Registry {
         let Some(coalition) = &self.coalition else { return };
         if self.deadline(coalition).is_none_or(|deadline| now < deadline) {
             return;
+        }
+        if coalition.stage == Stage::Active {
+            return self.end_draining(now, out);
         }
         let done = if coalition.stage == Stage::Loading { &coalition.loaded } else { &coalition.joined };
         let missing: Vec<String> = coalition
@@ -461,9 +503,13 @@ impl Registry {
         if coalition.stage == Stage::Active && now.saturating_duration_since(coalition.since) >= LASTED {
             self.failures = 0;
         }
-        let pause = RETRY[self.failures.min(RETRY.len() - 1)];
-        self.failures += 1;
-        self.not_before = now + pause;
+        if failure.code == ReasonCode::StandDown {
+            // Nobody failed: whoever stays may begin anew at once.
+            self.not_before = now;
+        } else {
+            self.not_before = now + RETRY[self.failures.min(RETRY.len() - 1)];
+            self.failures += 1;
+        }
         self.last_failure = Some(failure.clone());
         if coalition.stage != Stage::Loading {
             out.push(Output::LeaveGateway(epoch, failure.clone()));

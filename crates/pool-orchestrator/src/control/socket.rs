@@ -17,14 +17,14 @@ use axum::{
     http::StatusCode,
     response::{IntoResponse, Response},
 };
-use pool_coalition::{Roster, RosterRole};
+use pool_coalition::{Roster, RosterRole, stand_down::SignedStandDown};
 use pool_types::{Failure, ReasonCode};
 use pool_wire::control::{CONTROL_VERSION, MAX_CONTROL, Registration, ToNode, ToOrchestrator, decode, to_text};
 use tokio::{sync::Semaphore, sync::mpsc, time::timeout};
 use tracing::{debug, info};
 
 use super::{
-    actor::{ControlPlane, Request},
+    actor::{ControlPlane, Request, unix_now},
     registry::{ConnectionId, Input},
 };
 
@@ -187,7 +187,10 @@ impl Session {
                         return End::Refuse(failure);
                     }
                     if !matches!(message, ToOrchestrator::Heartbeat) {
-                        let input = Input::Said { connection: self.connection, message };
+                        let input = match self.input(message) {
+                            Ok(input) => input,
+                            Err(end) => return end,
+                        };
                         if !self.control.tell(Request::Event(input)).await {
                             return End::Silently("the orchestrator is shutting down");
                         }
@@ -205,6 +208,21 @@ impl Session {
                 return end;
             }
         }
+    }
+
+    /// What a message is to the registry. A stand-down counts only with its signature.
+    fn input(&self, message: ToOrchestrator) -> Result<Input, End> {
+        let connection = self.connection;
+        let (ToOrchestrator::StandDown { statement }, Some(node)) = (&message, self.node) else {
+            return Ok(Input::Said { connection, message });
+        };
+        let refuse = |code, message: String| End::Refuse(Failure::new(code, message));
+        let word: Box<SignedStandDown> = serde_json::from_str(statement)
+            .map_err(|error| refuse(ReasonCode::Protocol, format!("the stand-down is not one: {error}")))?;
+        let roster = &self.control.shared.roster;
+        word.verify(node, roster.coalition_id(), roster.chain, unix_now())
+            .map_err(|error| refuse(ReasonCode::Unauthorised, error.to_string()))?;
+        Ok(Input::StandsDown { connection, word })
     }
 
     async fn receive(&mut self) -> Result<ToOrchestrator, End> {

@@ -1,7 +1,10 @@
 //! Stories of nodes that come, serve, fail and return. No socket, no clock.
 
-use pool_coalition::RosterMember;
-use pool_types::{ModelId, ReasonCode};
+use pool_coalition::{
+    RosterMember,
+    stand_down::{Manner, StandDown},
+};
+use pool_types::{CoalitionId, ModelId, ReasonCode};
 use pool_wire::control::{Capabilities, LinkReport};
 
 use super::*;
@@ -119,6 +122,80 @@ fn refusals(out: &[Output]) -> Vec<ReasonCode> {
             _ => None,
         })
         .collect()
+}
+
+fn leaves(story: &mut Story, connection: ConnectionId, node: u8, manner: Manner) -> Vec<Output> {
+    let stand_down = StandDown {
+        operator: address(node),
+        coalition: CoalitionId::default(),
+        chain: 0,
+        epoch: Epoch(1),
+        manner,
+        at: 0,
+    };
+    let word = Box::new(SignedStandDown { stand_down, signature: Default::default() });
+    story.give(Input::StandsDown { connection, word })
+}
+
+#[test]
+fn a_member_that_yields_ends_its_coalition_and_the_others_go_on_without_it() {
+    let mut story = Story::new(3, Some(2));
+    let nodes: Vec<ConnectionId> = (1..=3).map(|node| story.arrive(node)).collect();
+    story.serve(&nodes[..2]);
+    let out = leaves(&mut story, nodes[0], 1, Manner::Yield);
+    assert!(matches!(&out[0], Output::Record(Record::StoodDown(_))), "its word is kept first: {out:?}");
+    let ended = |output: &Output| matches!(output, Output::LeaveGateway(_, why) if why.code == ReasonCode::StandDown);
+    assert!(out.iter().any(ended), "clients are told at once");
+    assert!(story.ended[0].1.message.contains("node 1 gave its computer back"), "{:?}", story.ended);
+    assert_eq!(story.registry.failures(), 0, "nobody failed");
+    // It is still connected, but gets no layers again.
+    story.pass(Timing::default().settle);
+    let members: Vec<Address> = story.formed[1].members.iter().map(|member| member.address).collect();
+    assert_eq!(members, [address(2), address(3)]);
+    story.give(Input::Disconnected { connection: nodes[0] });
+    story.serve(&nodes[1..]);
+}
+
+#[test]
+fn a_member_that_drains_leaves_after_the_last_request_or_when_its_time_is_over() {
+    for ends_by_itself in [true, false] {
+        let mut story = Story::new(2, Some(1));
+        let nodes = [story.arrive(1), story.arrive(2)];
+        let member = story.formed[0].members[0].address;
+        let (leaver, number) = if member == address(1) { (nodes[0], 1) } else { (nodes[1], 2) };
+        story.serve(&[leaver]);
+        let epoch = story.epoch();
+        let out = leaves(&mut story, leaver, number, Manner::Drain);
+        assert!(out.iter().any(|output| matches!(output, Output::DrainGateway(drained) if *drained == epoch)));
+        assert_eq!(story.stage(), Stage::Active, "what runs goes on");
+        let again = leaves(&mut story, leaver, number, Manner::Drain);
+        assert!(!again.iter().any(|output| matches!(output, Output::DrainGateway(_))), "once");
+        if ends_by_itself {
+            story.give(Input::GatewayDrained(Epoch(epoch.0 + 1)));
+            assert!(story.ended.is_empty(), "another epoch's news");
+            story.give(Input::GatewayDrained(epoch));
+        } else {
+            story.pass(Timing::default().drain - MS);
+            assert!(story.ended.is_empty(), "it has its time");
+            story.pass(MS);
+        }
+        assert!(story.ended[0].1.message.contains("after its last request"), "{:?}", story.ended);
+        story.pass(Timing::default().settle);
+        assert_ne!(story.formed[1].members[0].address, member, "the other one serves now");
+    }
+}
+
+#[test]
+fn the_last_node_that_leaves_leaves_nobody_to_form_with_until_it_comes_again() {
+    let mut story = Story::new(1, None);
+    let node = story.arrive(1);
+    leaves(&mut story, node, 1, Manner::Drain);
+    assert!(story.ended[0].1.message.contains("before the coalition served"), "{:?}", story.ended);
+    story.pass(60_000 * MS);
+    assert_eq!((story.stage(), story.formed.len()), (Stage::Waiting, 1));
+    assert_eq!(story.registry.wake_at(), None, "nothing to wake for");
+    let node = story.arrive(1);
+    story.serve(&[node]);
 }
 
 #[test]

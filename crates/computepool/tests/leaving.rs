@@ -1,0 +1,210 @@
+//! Owners who want their machines back in the middle of an answer: at once, or after it.
+
+#![allow(clippy::unwrap_used, reason = "a test ends at the first thing that is not as it must be")]
+
+mod support;
+
+use std::{
+    path::PathBuf,
+    time::{Duration, Instant},
+};
+
+use alloy_signer_local::PrivateKeySigner;
+use pool_coalition::{Roster, RosterMember, RosterRole};
+use pool_models::Model;
+use pool_node::{Activity, Ended, Manner, NodeConfig, NodeError, Shift};
+use pool_orchestrator::{
+    Orchestrator, OrchestratorConfig,
+    control::{ControlTap, ServingWishes, Timing},
+};
+use pool_store::Store;
+use pool_wire::control::Capabilities;
+use serde_json::Value;
+use support::{Files, PATIENCE, Stream, ask, ask_until_served, computepool, request, runs};
+use tokio::{sync::watch, task::JoinHandle};
+use tokio_util::sync::CancellationToken;
+
+/// The machine is the owner's again within this.
+const GIVEN_BACK: Duration = Duration::from_millis(1500);
+
+struct Owner {
+    wallet: PrivateKeySigner,
+    leave: watch::Sender<Option<Manner>>,
+    shift: Shift,
+    task: JoinHandle<Result<Ended, NodeError>>,
+}
+
+/// An orchestrator for a coalition of two, and the nodes of three owners.
+struct Pool {
+    url: String,
+    database: PathBuf,
+    owners: Vec<Owner>,
+    shutdown: CancellationToken,
+    server: JoinHandle<()>,
+    _files: Files,
+}
+
+impl Pool {
+    async fn start() -> Self {
+        let files = Files::new();
+        std::fs::create_dir_all(files.state()).unwrap();
+        let gateway = PrivateKeySigner::random();
+        let wallets: Vec<PrivateKeySigner> = (0..3).map(|_| PrivateKeySigner::random()).collect();
+        let member = |address, name: String, role| RosterMember { address, name, role };
+        let nodes = wallets.iter().zip(1..);
+        let nodes = nodes.map(|(wallet, n)| member(wallet.address(), format!("owner-{n}"), RosterRole::Node));
+        let members =
+            std::iter::once(member(gateway.address(), "gateway".to_owned(), RosterRole::Gateway)).chain(nodes);
+        let roster = Roster::new(gateway.address(), members.collect(), 0).unwrap();
+        let database = files.state().join("state.db");
+        let config = OrchestratorConfig {
+            api: "127.0.0.1:0".to_owned(),
+            database: database.clone(),
+            wallet: gateway,
+            roster: roster.clone(),
+            model_name: "noise".to_owned(),
+            model: std::sync::Arc::new(Model::open(files.model()).unwrap()),
+            wishes: ServingWishes { shards: Some(2), ..ServingWishes::default() },
+            api_key: None,
+            loopback_only: true,
+            max_waiting: 64,
+            queue_deadline: Duration::from_secs(30),
+            timing: Timing { settle: Duration::from_millis(200), ..Timing::default() },
+            control_tap: ControlTap::default(),
+            data_tap: None,
+            money: None,
+        };
+        let orchestrator = Orchestrator::bind(config).await.unwrap();
+        let address = orchestrator.address();
+        let shutdown = CancellationToken::new();
+        let stop = shutdown.clone();
+        let server = tokio::spawn(async move { orchestrator.serve(stop).await.unwrap() });
+        // Where the shard lies: beside the program.
+        let shard = PathBuf::from(computepool().get_program()).with_file_name("pool-shard");
+        let owners = wallets.into_iter().map(|wallet| {
+            let config = NodeConfig {
+                orchestrator: format!("ws://{address}"),
+                roster: roster.clone(),
+                name: String::new(),
+                wallet: wallet.clone(),
+                model: files.model(),
+                shard_program: Some(shard.clone()),
+                capabilities: Capabilities {
+                    device: "cpu".to_owned(),
+                    memory_bytes: 1 << 30,
+                    bandwidth_bytes_per_second: 10_000_000_000,
+                    threads: 1,
+                    uplink_bytes_per_second: None,
+                },
+                cpus: Vec::new(),
+                quantise: false,
+                loopback_only: true,
+                vote: None,
+            };
+            let ((leave, asked), shift) = (watch::channel(None), Shift::default());
+            let task = tokio::spawn(pool_node::serve(config, shutdown.clone(), asked, shift.clone()));
+            Owner { wallet, leave, shift, task }
+        });
+        let pool = Self {
+            url: format!("http://{address}/v1"),
+            database,
+            owners: owners.collect(),
+            shutdown: shutdown.clone(),
+            server,
+            _files: files,
+        };
+        ask_until_served(&pool.url, PATIENCE).await;
+        pool
+    }
+
+    /// Takes an owner who serves out of the pool's list.
+    fn who_serves(&mut self) -> Owner {
+        let serves = |owner: &Owner| matches!(owner.shift.activity(), Activity::Serving { members: 2, .. });
+        let place = self.owners.iter().position(serves).expect("two of three serve");
+        self.owners.remove(place)
+    }
+
+    async fn stop(self) {
+        self.shutdown.cancel();
+        for owner in self.owners {
+            owner.task.await.unwrap().unwrap();
+        }
+        self.server.await.unwrap();
+    }
+}
+
+/// Reads a stream until it has shown that it goes on.
+async fn twenty_pieces(stream: &mut Stream) {
+    let mut pieces = 0;
+    while pieces < 20 {
+        let event: Value = serde_json::from_str(&stream.next().await.expect("the answer goes on")).unwrap();
+        assert!(event.get("error").is_none(), "{event}");
+        pieces += usize::from(event.pointer("/choices/0/delta/content").is_some());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_owner_who_comes_back_has_the_machine_at_once_and_the_client_is_told_why() {
+    let mut pool = Pool::start().await;
+    let mut stream = Stream::open(&pool.url, &request("tell me everything", 3000, true)).await;
+    twenty_pieces(&mut stream).await;
+    let owner = pool.who_serves();
+    let shard = owner.shift.process().expect("who serves has a shard");
+    let back = Instant::now();
+    owner.leave.send(Some(Manner::Yield)).unwrap();
+    let message = loop {
+        let event = stream.next().await.expect("a stream that breaks says so before it ends");
+        assert_ne!(event, "[DONE]", "an answer that was cut must not look whole");
+        let event: Value = serde_json::from_str(&event).unwrap();
+        if let Some(error) = event.get("error") {
+            break error["message"].as_str().unwrap().to_owned();
+        }
+    };
+    let told = back.elapsed();
+    assert!(told < GIVEN_BACK, "the client waited {told:?} for its error");
+    let ended = owner.task.await.unwrap().unwrap();
+    let Ended::Yielded(Some(gone)) = ended else { panic!("{ended:?}") };
+    assert!(gone < GIVEN_BACK && !runs(shard), "the shard was gone after {gone:?}");
+    let served = ask_until_served(&pool.url, Duration::from_secs(20)).await;
+    println!("shard gone after {gone:?}, client told after {told:?} ({message}), served again after {served:?}");
+    assert!(message.contains("gave its computer back"), "the reason, in plain words: {message}");
+
+    let store = Store::open(&pool.database).await.unwrap();
+    let words = store.stand_downs(owner.wallet.address(), 10).await.unwrap();
+    assert_eq!(words.len(), 1, "its signed word is kept: who leaves so is not to blame");
+    assert_eq!(words[0].stand_down.manner, Manner::Yield);
+    pool.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_owner_who_lets_it_finish_ends_no_answer() {
+    let mut pool = Pool::start().await;
+    let mut stream = Stream::open(&pool.url, &request("tell me everything", 400, true)).await;
+    twenty_pieces(&mut stream).await;
+    let owner = pool.who_serves();
+    owner.leave.send(Some(Manner::Drain)).unwrap();
+    // As soon as it is known, nothing new begins.
+    let refused = loop {
+        let (status, answer) = ask(&pool.url, &request("and me?", 4, false)).await;
+        if status != 200 {
+            break (status, answer);
+        }
+    };
+    assert_eq!(refused.0, 503, "{}", refused.1);
+    assert!(!owner.task.is_finished(), "what runs goes on");
+    let mut tokens = 0;
+    loop {
+        let event = stream.next().await.expect("the stream ends in order");
+        if event == "[DONE]" {
+            break;
+        }
+        let event: Value = serde_json::from_str(&event).unwrap();
+        assert!(event.get("error").is_none(), "{event}");
+        tokens += 1;
+    }
+    assert!(tokens > 0, "the answer went on to its end");
+    let ended = tokio::time::timeout(Duration::from_secs(10), owner.task).await.expect("then it leaves");
+    assert_eq!(ended.unwrap().unwrap(), Ended::Drained);
+    ask_until_served(&pool.url, Duration::from_secs(20)).await;
+    pool.stop().await;
+}

@@ -1,0 +1,64 @@
+//! Members that say they leave.
+
+use std::time::Instant;
+
+use pool_coalition::stand_down::{Manner, SignedStandDown};
+use pool_types::{Epoch, Failure, ReasonCode};
+
+use super::{ConnectionId, Output, Record, Registry, Stage};
+
+impl Registry {
+    /// A node leaves: at once, which ends its coalition, or after the last request, until when the coalition begins
+    /// nothing new.
+    pub(super) fn stands_down(
+        &mut self,
+        now: Instant,
+        connection: ConnectionId,
+        word: Box<SignedStandDown>,
+        out: &mut Vec<Output>,
+    ) {
+        let Some(address) = self.address_of(connection) else { return };
+        let manner = word.stand_down.manner;
+        out.push(Output::Record(Record::StoodDown(word)));
+        if let Some(node) = self.nodes.get_mut(&address) {
+            node.leaving = true;
+        }
+        (self.changed, self.obstacle) = (now, None);
+        let Some(coalition) = self.coalition.as_mut().filter(|it| it.assignment.index_of(address).is_some()) else {
+            return;
+        };
+        let serves = coalition.stage == Stage::Active;
+        if manner == Manner::Drain && serves {
+            if coalition.leaver.is_none() {
+                // The stage lasts from now on, for its deadline.
+                (coalition.leaver, coalition.since) = (Some(address), now);
+                out.push(Output::DrainGateway(coalition.assignment.epoch));
+            }
+            return;
+        }
+        let name = self.name(address);
+        let message = match manner {
+            Manner::Yield => format!("{name} gave its computer back to its owner"),
+            Manner::Drain => format!("{name} left before the coalition served"),
+        };
+        self.end(now, Failure::new(ReasonCode::StandDown, message), out);
+    }
+
+    pub(super) fn drained(&mut self, now: Instant, epoch: Epoch, out: &mut Vec<Output>) {
+        if self.is_current(epoch) {
+            self.end_draining(now, out);
+        }
+    }
+
+    /// Ends a coalition that drains: its last request has ended, or had its time.
+    pub(super) fn end_draining(&mut self, now: Instant, out: &mut Vec<Output>) {
+        let Some(leaver) = self.coalition.as_ref().and_then(|coalition| coalition.leaver) else { return };
+        let message = format!("{} left after its last request", self.name(leaver));
+        self.end(now, Failure::new(ReasonCode::StandDown, message), out);
+    }
+
+    /// Whether there is a node that may get layers.
+    pub(super) fn anybody_stays(&self) -> bool {
+        self.nodes.values().any(|node| !node.leaving)
+    }
+}
