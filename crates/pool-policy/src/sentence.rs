@@ -12,7 +12,7 @@ use crate::{
     Activity, AfterFinishing, Decision, Event, FullScreen, Moment, Reason, Seconds, Sensor, Serving, Shard, State,
 };
 
-/// A decision in words. [`Sentence::to_string`] is all of it; the tray shows [`Sentence::row`].
+/// A decision in words. Its `Display` is all of it; the tray shows [`Sentence::row`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Sentence {
     /// `Waiting`
