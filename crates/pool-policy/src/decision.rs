@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use pool_types::ByteSize;
 use serde::{Deserialize, Serialize};
 
-use crate::{Celsius, FullScreen, GpuId, Percent, Problem, Seconds, Shard};
+use crate::{Celsius, GpuId, Percent, Problem, Seconds, Shard};
 
 /// What holds at one moment: one state, one reason, one next event, and what the node shall do.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -104,11 +104,10 @@ pub enum Reason {
         /// Why it cannot be known.
         because: String,
     },
-    /// Waiting: the screen is taken.
-    FullScreen {
-        /// By what.
-        what: FullScreen,
-    },
+    /// Waiting: an application fills a screen.
+    FullScreen,
+    /// Waiting: a program keeps the screen on.
+    KeptAwake,
     /// Waiting: a program of the owner's list runs.
     Program {
         /// Its name.
@@ -195,7 +194,8 @@ impl Reason {
             | Self::Rest
             | Self::OwnerHere
             | Self::IdleUnavailable { .. }
-            | Self::FullScreen { .. }
+            | Self::FullScreen
+            | Self::KeptAwake
             | Self::Program { .. }
             | Self::GpuBusy { .. }
             | Self::GpuMemoryNeeded { .. }
@@ -231,8 +231,10 @@ pub enum Event {
     OwnerReturns,
     /// The owner leaves it alone.
     OwnerLeaves,
-    /// The full-screen application closes, the presentation ends.
-    FullScreenEnds,
+    /// The full-screen application closes.
+    FullScreenCloses,
+    /// No program keeps the screen on any more.
+    KeptAwakeEnds,
     /// The program of the list closes.
     ProgramCloses,
     /// Other programs leave the GPU alone.
@@ -398,12 +400,14 @@ pub struct UnavailableSensor {
 pub enum Sensor {
     /// Time since the last input.
     Idle,
-    /// Full-screen applications and presentations.
+    /// Full-screen applications.
     FullScreen,
+    /// Programs that keep the screen on.
+    KeptAwake,
     /// Programs that run.
     Programs,
     /// Battery or mains.
-    Power,
+    Battery,
     /// Whether the network is paid by volume.
     Metered,
     /// Room on the disk.

@@ -47,7 +47,7 @@
 //! | 10 | the owner asked to finish, then pause | Earning, then Paused | finish | (it ends the wish) |
 //! | 11 | outside the schedule | Waiting | finish | yes |
 //! | 12 | a program of the owner's list runs | Waiting | at once | yes |
-//! | 13 | full-screen application or presentation | Waiting | at once | yes |
+//! | 13 | full-screen application, or a program that keeps the screen on | Waiting | at once | yes |
 //! | 14 | every chosen GPU is used by other programs | Waiting | at once | yes |
 //! | 15 | the owner is there (not in [`Mode::Gently`]) or nobody can know | Waiting | at once | yes |
 //! | 16 | sharing stopped less than [`Settings::rest_after_stop`] ago | Waiting | - | no |
@@ -63,7 +63,7 @@
 //!
 //! # Where the owner is
 //!
-//! Somebody who watches a film touches nothing and is there: a full-screen application or a program of the list counts
+//! Somebody who watches a film touches nothing and is there: what takes the screen or is on the owner's list counts
 //! like an input, so that sharing resumes [`Settings::start_after`] after it closes. In [`Mode::BySchedule`] the owner
 //! has said when the computer is free: an input takes the GPU back at once, and a minute later
 //! ([`Settings::rest_after_stop`]) sharing resumes. In [`Mode::Gently`] the owner's presence only makes it quieter.
@@ -75,8 +75,8 @@
 //! | Sensor | Without it |
 //! |---|---|
 //! | input | "idle detection unavailable": the schedule alone decides, and without one only share-now shares. If it worked a moment ago, its failure counts as an input. |
-//! | full screen, programs | rules 13 and 12 cannot hold; the input sensor still protects |
-//! | power | a computer without a battery: rule 6 does not hold |
+//! | full screen, screen kept on, programs | rules 13 and 12 cannot hold; the input sensor still protects |
+//! | battery | a computer without a battery: rule 6 does not hold |
 //! | metered, disk | rules 7 and 8 do not hold |
 //! | GPUs as a whole | rule 3: nothing is shared on what cannot be seen |
 //! | a GPU's load or memory | its rule does not begin to hold; one that holds ends after [`Settings::gpu_calm_for`] |
@@ -114,7 +114,7 @@ pub use quantity::{Celsius, Percent, Seconds};
 pub use schedule::{Opening, Schedule, ScheduleError};
 pub use sentence::Sentence;
 pub use settings::{GpuChoice, Mode, Settings, SettingsError};
-pub use signals::{Activity, Disk, FullScreen, Gpu, GpuId, Power, Problem, Shard, Signals};
+pub use signals::{Activity, Disk, Gpu, GpuId, Problem, Shard, Signals};
 
 use jiff::tz::TimeZone;
 use pool_types::{ByteSize, Reading};
@@ -122,7 +122,7 @@ use pool_types::{ByteSize, Reading};
 use crate::{
     memory::{Owner, Phase},
     owner::Wish,
-    rules::{Scene, Verdict, judge, lacking_room},
+    rules::{Scene, Verdict, judge},
 };
 
 /// Decides for this moment, and what to remember for the next. See the [crate's documentation](crate).
@@ -210,18 +210,15 @@ impl Scene<'_> {
 
     fn downloads(&self) -> Downloads {
         let (settings, signals, wish) = (self.settings, self.signals, self.memory.wish());
-        let screen_taken = settings.wait_for_full_screen && matches!(signals.full_screen.known(), Some(Some(_)));
+        let comfort = !wish.overrides_soft_rules();
         let waits = [
             (signals.updating.is_some(), DownloadsWait::Updating),
             (matches!(wish, Wish::Pause(_)), DownloadsWait::Paused),
-            (
-                matches!(signals.power.known(), Some(Power::Battery(_))) && !settings.share_on_battery,
-                DownloadsWait::OnBattery,
-            ),
-            (signals.metered.known() == Some(&true) && !settings.share_on_metered, DownloadsWait::Metered),
-            (lacking_room(settings, signals).is_some(), DownloadsWait::DiskFull),
-            (settings.listed_program(signals).is_some() && !wish.overrides_soft_rules(), DownloadsWait::Program),
-            (screen_taken && !wish.overrides_soft_rules(), DownloadsWait::FullScreen),
+            (settings.waits_on_battery(signals), DownloadsWait::OnBattery),
+            (settings.waits_on_metered(signals), DownloadsWait::Metered),
+            (settings.lacks_room(signals).is_some(), DownloadsWait::DiskFull),
+            (comfort && settings.listed_program(signals).is_some(), DownloadsWait::Program),
+            (comfort && settings.waits_for_screen(signals), DownloadsWait::FullScreen),
         ];
         match waits.into_iter().find(|(holds, _)| *holds) {
             Some((_, wait)) => Downloads::Wait(wait),
@@ -248,8 +245,9 @@ fn unavailable(signals: &Signals) -> Vec<UnavailableSensor> {
     let of_the_machine = [
         missing(Sensor::Idle, None, &signals.idle),
         missing(Sensor::FullScreen, None, &signals.full_screen),
+        missing(Sensor::KeptAwake, None, &signals.kept_awake),
         missing(Sensor::Programs, None, &signals.programs),
-        missing(Sensor::Power, None, &signals.power),
+        missing(Sensor::Battery, None, &signals.on_battery),
         missing(Sensor::Metered, None, &signals.metered),
         missing(Sensor::Disk, None, &signals.disk),
         missing(Sensor::Gpus, None, &signals.gpus),

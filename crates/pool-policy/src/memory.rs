@@ -225,7 +225,7 @@ impl Presence {
     fn observe(&mut self, settings: &Settings, signals: &Signals, elapsed: Duration) {
         let works = signals.idle.known().is_some();
         let sensor_failed = self.sensor_worked && !works;
-        let screen_taken = settings.wait_for_full_screen && signals.full_screen.known().is_some_and(Option::is_some);
+        let screen_taken = settings.waits_for_screen(signals);
         let sign = sensor_failed || screen_taken || settings.listed_program(signals).is_some();
         self.since_sign = if sign { Some(Duration::ZERO) } else { self.since_sign.map(|t| t.saturating_add(elapsed)) };
         self.sensor_worked = works;

@@ -47,7 +47,8 @@ pub(crate) fn next_event(scene: &Scene, reason: &Reason) -> NextEvent {
         }
         Reason::IdleUnavailable { .. } if scene.opening.is_some() => then_shares(Event::SharingStarts, Duration::ZERO),
         Reason::IdleUnavailable { .. } | Reason::NoGpuChosen => by_itself(Event::SettingsChange),
-        Reason::FullScreen { .. } => then_shares(Event::FullScreenEnds, scene.absence()),
+        Reason::FullScreen => then_shares(Event::FullScreenCloses, scene.absence()),
+        Reason::KeptAwake => then_shares(Event::KeptAwakeEnds, scene.absence()),
         Reason::Program { .. } => then_shares(Event::ProgramCloses, scene.absence()),
         Reason::GpuBusy { .. } => then_shares(Event::GpuCalms, scene.gpu_allows_in(&GpuReason::Busy)),
         Reason::GpuMemoryNeeded { .. } => {

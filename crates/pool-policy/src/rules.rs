@@ -6,7 +6,7 @@ use jiff::tz::TimeZone;
 use pool_types::{ByteSize, Reading};
 
 use crate::{
-    AfterFinishing, Gpu, GpuReason, Memory, Mode, Moment, Power, Reason, Settings, Signals, memory::Owner, owner::Wish,
+    AfterFinishing, Gpu, GpuReason, Memory, Mode, Moment, Reason, Settings, Signals, memory::Owner, owner::Wish,
     schedule::Opening,
 };
 
@@ -43,7 +43,7 @@ const HARD: [Rule; 9] = [updating, problem, no_gpu, paused, no_gpu_chosen, on_ba
 /// The owner's wish to finish what runs.
 const FINISHING: [Rule; 1] = [finishing];
 /// These look after the owner's comfort; share-now sets them aside.
-const SOFT: [Rule; 5] = [outside_schedule, program, full_screen, gpu_busy, owner_here];
+const SOFT: [Rule; 5] = [outside_schedule, program, screen_taken, gpu_busy, owner_here];
 /// The hysteresis.
 const REST: [Rule; 1] = [rest];
 
@@ -104,28 +104,17 @@ fn no_gpu_chosen(scene: &Scene) -> Option<(Reason, Leave)> {
 }
 
 fn on_battery(scene: &Scene) -> Option<(Reason, Leave)> {
-    let on_battery = matches!(scene.signals.power.known(), Some(Power::Battery(_)));
-    (on_battery && !scene.settings.share_on_battery).then_some((Reason::OnBattery, Leave::AtOnce))
+    scene.settings.waits_on_battery(scene.signals).then_some((Reason::OnBattery, Leave::AtOnce))
 }
 
 fn metered(scene: &Scene) -> Option<(Reason, Leave)> {
-    let metered = scene.signals.metered.known() == Some(&true);
-    (metered && !scene.settings.share_on_metered).then_some((Reason::Metered, Leave::AtOnce))
+    scene.settings.waits_on_metered(scene.signals).then_some((Reason::Metered, Leave::AtOnce))
 }
 
 /// A shard that is loaded does not need the room that the next one lacks.
 fn disk_full(scene: &Scene) -> Option<(Reason, Leave)> {
-    let (wanted, room) = lacking_room(scene.settings, scene.signals)?;
+    let (wanted, room) = scene.settings.lacks_room(scene.signals)?;
     (!scene.signals.activity.holds_memory()).then_some((Reason::DiskFull { wanted, room }, Leave::AtOnce))
-}
-
-/// What the next download needs and what there is, where that is too little.
-pub(crate) fn lacking_room(settings: &Settings, signals: &Signals) -> Option<(ByteSize, ByteSize)> {
-    let disk = signals.disk.known()?;
-    let in_budget = settings.disk_budget.0.saturating_sub(disk.models.0);
-    let on_disk = disk.free.0.saturating_sub(settings.disk_reserve.0);
-    let room = ByteSize(in_budget.min(on_disk));
-    (disk.wanted > room).then_some((disk.wanted, room))
 }
 
 /// Every GPU that is shared is too hot or without memory for us.
@@ -168,9 +157,10 @@ fn program(scene: &Scene) -> Option<(Reason, Leave)> {
     Some((Reason::Program { name }, Leave::AtOnce))
 }
 
-fn full_screen(scene: &Scene) -> Option<(Reason, Leave)> {
-    let what = scene.signals.full_screen.known().copied().flatten()?;
-    scene.settings.wait_for_full_screen.then_some((Reason::FullScreen { what }, Leave::AtOnce))
+fn screen_taken(scene: &Scene) -> Option<(Reason, Leave)> {
+    let full_screen = scene.signals.full_screen.known() == Some(&true);
+    let reason = if full_screen { Reason::FullScreen } else { Reason::KeptAwake };
+    scene.settings.waits_for_screen(scene.signals).then_some((reason, Leave::AtOnce))
 }
 
 fn owner_here(scene: &Scene) -> Option<(Reason, Leave)> {
@@ -186,6 +176,37 @@ fn owner_here(scene: &Scene) -> Option<(Reason, Leave)> {
 
 fn rest(scene: &Scene) -> Option<(Reason, Leave)> {
     (!scene.rest().is_zero()).then_some((Reason::Rest, Leave::AtOnce))
+}
+
+/// What the settings make of single signals. An unavailable sensor never makes us wait.
+impl Settings {
+    pub(crate) fn waits_on_battery(&self, signals: &Signals) -> bool {
+        !self.share_on_battery && signals.on_battery.known() == Some(&true)
+    }
+
+    pub(crate) fn waits_on_metered(&self, signals: &Signals) -> bool {
+        !self.share_on_metered && signals.metered.known() == Some(&true)
+    }
+
+    pub(crate) fn waits_for_screen(&self, signals: &Signals) -> bool {
+        let taken = [&signals.full_screen, &signals.kept_awake].map(Reading::known).contains(&Some(&true));
+        self.wait_for_full_screen && taken
+    }
+
+    /// The first program of the list that runs. Names are compared without regard to case.
+    pub(crate) fn listed_program<'a>(&self, signals: &'a Signals) -> Option<&'a String> {
+        let listed = |name: &&String| self.wait_for_programs.iter().any(|listed| listed.eq_ignore_ascii_case(name));
+        signals.programs.known()?.iter().find(listed)
+    }
+
+    /// What the next download needs and what models may still take, where that is too little.
+    pub(crate) fn lacks_room(&self, signals: &Signals) -> Option<(ByteSize, ByteSize)> {
+        let disk = signals.disk.known()?;
+        let in_budget = self.disk_budget.0.saturating_sub(disk.models.0);
+        let on_disk = disk.free.0.saturating_sub(self.disk_reserve.0);
+        let room = ByteSize(in_budget.min(on_disk));
+        (disk.wanted > room).then_some((disk.wanted, room))
+    }
 }
 
 impl<'a> Scene<'a> {

@@ -8,9 +8,7 @@ use jiff::{
     tz::TimeZone,
 };
 
-use crate::{
-    Activity, AfterFinishing, Decision, Event, FullScreen, Moment, Reason, Seconds, Sensor, Serving, Shard, State,
-};
+use crate::{Activity, AfterFinishing, Decision, Event, Moment, Reason, Seconds, Sensor, Serving, Shard, State};
 
 /// A decision in words. Its `Display` is all of it; the tray shows [`Sentence::row`].
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -89,8 +87,8 @@ impl Decision {
             Reason::Rest => "sharing stopped a moment ago".into(),
             Reason::OwnerHere => "you are using this computer".into(),
             Reason::IdleUnavailable { because } => format!("idle detection unavailable, because {because}"),
-            Reason::FullScreen { what: FullScreen::Application } => "a full-screen application is running".into(),
-            Reason::FullScreen { what: FullScreen::Presentation } => "a presentation is being shown".into(),
+            Reason::FullScreen => "a full-screen application is running".into(),
+            Reason::KeptAwake => "a film, a call or a presentation keeps the screen on".into(),
             Reason::Program { name } => format!("{name} is running"),
             Reason::GpuBusy { gpu } => format!("another program is using the {gpu}"),
             Reason::GpuMemoryNeeded { gpu } => format!("another program needs the memory of the {gpu}"),
@@ -128,10 +126,8 @@ impl Decision {
             Event::RequestsFinish | Event::UpdateEnds => "Sharing resumes with the new version.".into(),
             Event::OwnerLeaves if self.state == State::Earning => return None,
             Event::OwnerLeaves => resumes("you leave it alone"),
-            Event::FullScreenEnds if matches!(self.reason, Reason::FullScreen { what: FullScreen::Presentation }) => {
-                resumes("it ends")
-            }
-            Event::FullScreenEnds | Event::ProgramCloses => resumes("it closes"),
+            Event::KeptAwakeEnds => resumes("it ends"),
+            Event::FullScreenCloses | Event::ProgramCloses => resumes("it closes"),
             Event::GpuCalms => resumes("it stops"),
             Event::GpuMemoryIsFree => resumes("it gives the memory back"),
             Event::GpuCools => match &self.reason {

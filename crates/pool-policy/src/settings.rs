@@ -71,7 +71,8 @@ pub struct Settings {
     pub rest_after_stop: Seconds,
     /// Requests that run may take so long to finish when sharing ends gently. 5 minutes; 0 to 1 hour.
     pub finish_within: Seconds,
-    /// Whether a full-screen application or a presentation makes us wait. Yes.
+    /// Whether a full-screen application, or a program that keeps the screen on (a film, a call, a presentation), makes us
+    /// wait. Yes.
     pub wait_for_full_screen: bool,
     /// Programs that make us wait while they run. None; at most [`Settings::MAX_PROGRAMS`] names of 1 to 128 characters.
     pub wait_for_programs: Vec<String>,
@@ -236,12 +237,6 @@ impl Settings {
             }
             _ => Ok(()),
         }
-    }
-
-    /// The first program of the list that runs. Names are compared without regard to case.
-    pub(crate) fn listed_program<'a>(&self, signals: &'a crate::Signals) -> Option<&'a String> {
-        let listed = |name: &&String| self.wait_for_programs.iter().any(|listed| listed.eq_ignore_ascii_case(name));
-        signals.programs.known()?.iter().find(listed)
     }
 
     /// How long the owner must have been away before sharing starts beside an empty chair.

@@ -12,12 +12,14 @@ use crate::{Celsius, Percent};
 pub struct Signals {
     /// How long ago the last input was: keyboard, mouse or controller.
     pub idle: Reading<Duration>,
-    /// Whether an application fills the screen or a presentation is shown.
-    pub full_screen: Reading<Option<FullScreen>>,
+    /// Whether an application fills a screen.
+    pub full_screen: Reading<bool>,
+    /// Whether a program asks that the screen stay on: a film in a window, a call, a presentation.
+    pub kept_awake: Reading<bool>,
     /// Which programs of [`Settings::wait_for_programs`](crate::Settings::wait_for_programs) run.
     pub programs: Reading<Vec<String>>,
-    /// Where the power comes from.
-    pub power: Reading<Power>,
+    /// Whether a battery feeds the machine.
+    pub on_battery: Reading<bool>,
     /// Whether the network connection is paid by volume.
     pub metered: Reading<bool>,
     /// Room for models.
@@ -41,8 +43,9 @@ impl Signals {
         Self {
             idle: Reading::unavailable(because),
             full_screen: Reading::unavailable(because),
+            kept_awake: Reading::unavailable(because),
             programs: Reading::unavailable(because),
-            power: Reading::unavailable(because),
+            on_battery: Reading::unavailable(because),
             metered: Reading::unavailable(because),
             disk: Reading::unavailable(because),
             gpus: Reading::unavailable(because),
@@ -58,26 +61,6 @@ impl Signals {
         let all = &all[..all.len().min(Self::MAX_GPUS)];
         all.iter().enumerate().filter(|(at, gpu)| !all[..*at].iter().any(|before| before.id == gpu.id)).map(|(_, g)| g)
     }
-}
-
-/// What fills the screen.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum FullScreen {
-    /// A film, a game.
-    Application,
-    /// The system is in presentation mode.
-    Presentation,
-}
-
-/// Where the power comes from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Power {
-    /// The mains.
-    Mains,
-    /// A battery, with so much left.
-    Battery(Percent),
 }
 
 /// Room for models on the disk that holds them.
@@ -103,7 +86,8 @@ pub struct Gpu {
     pub id: GpuId,
     /// Its name for people, like `RTX 4090`.
     pub name: String,
-    /// How busy other programs keep it.
+    /// How busy other programs keep it. A driver that only tells the load of all programs together says nothing about
+    /// others while our shard computes: unavailable then.
     pub busy: Reading<Percent>,
     /// Memory that nobody holds.
     pub memory_free: Reading<ByteSize>,

@@ -11,7 +11,7 @@ use std::time::Duration;
 use any::{Step, any_moment, any_settings, any_signals, story};
 use jiff::{Timestamp, tz::TimeZone};
 use pool_policy::{
-    Action, Command, Decision, Gpu, GpuReason, Memory, Mode, Moment, Power, Reason, Settings, Signals, State, decide,
+    Action, Command, Decision, Gpu, GpuReason, Memory, Mode, Moment, Reason, Settings, Signals, State, decide,
 };
 use pool_types::Reading;
 use proptest::prelude::*;
@@ -42,7 +42,7 @@ fn is_hard_for(gpu: &Gpu, settings: &Settings) -> bool {
 
 /// What no wish of the owner overrides, by the signals of this moment alone.
 fn is_forbidden(settings: &Settings, signals: &Signals) -> bool {
-    let on_battery = matches!(signals.power, Reading::Known(Power::Battery(_))) && !settings.share_on_battery;
+    let on_battery = signals.on_battery == Reading::Known(true) && !settings.share_on_battery;
     let metered = signals.metered == Reading::Known(true) && !settings.share_on_metered;
     let no_device = !settings.share_cpu
         && signals.gpus.known().is_none_or(|gpus| gpus.iter().all(|gpu| is_hard_for(gpu, settings)));
@@ -93,7 +93,7 @@ proptest! {
             prop_assert!(!text.contains(['!', '\n', '_', '{']) && !text.contains("..") && !text.contains("  "), "{text}");
             prop_assert!(text.len() < 400, "one glance: {text}");
             prop_assert!(sentence.row().chars().next().is_some_and(|letter| !letter.is_lowercase()), "{text}");
-            let missing = [signals.idle.known().is_none(), signals.power.known().is_none()];
+            let missing = [signals.idle.known().is_none(), signals.on_battery.known().is_none()];
             prop_assert!(decision.unavailable.len() >= missing.iter().filter(|missing| **missing).count());
         }
     }
@@ -276,5 +276,5 @@ fn the_first_moment_of_a_machine_that_knows_nothing_shares_nothing() {
     let signals = Signals::unavailable("the node has just started");
     let (decision, _) = decide(&Settings::default(), &Memory::default(), now, &TimeZone::UTC, &signals);
     assert_eq!((decision.state, decision.action), (State::Problem, Action::Stay), "GPUs that cannot be seen");
-    assert_eq!(decision.unavailable.len(), 7, "every sensor is listed with its reason");
+    assert_eq!(decision.unavailable.len(), 8, "every sensor is listed with its reason");
 }

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use jiff::{Timestamp, tz::TimeZone};
 use pool_policy::{
-    Action, AfterFinishing, Celsius, Decision, Downloads, Event, FullScreen, Moment, NextEvent, Percent, Problem,
-    Reason, Seconds, Sensor, Serving, Shard, State, UnavailableSensor,
+    Action, AfterFinishing, Celsius, Decision, Downloads, Event, Moment, NextEvent, Percent, Problem, Reason, Seconds,
+    Sensor, Serving, Shard, State, UnavailableSensor,
 };
 use pool_types::{ByteSize, LayerRange};
 
@@ -50,7 +50,6 @@ fn every_reason_has_its_words() {
     let because = || "no display is connected".to_owned();
     let disk_full = Reason::DiskFull { wanted: ByteSize(4 << 30), room: ByteSize(1 << 30) };
     let serving = "Serving layers 0-15 of Llama-3.1-8B in a coalition of 2.";
-    let (film, presentation) = (FullScreen::Application, FullScreen::Presentation);
     let table: Vec<(Decision, &str)> = vec![
         (decision(Reason::Away, Event::OwnerReturns, None, None), "Earning: you are away. SERVING"),
         (
@@ -114,12 +113,12 @@ fn every_reason_has_its_words() {
             "Waiting: idle detection unavailable, because no display is connected. Sharing resumes in about 3 minutes.",
         ),
         (
-            decision(Reason::FullScreen { what: film }, Event::FullScreenEnds, Some(310), None),
+            decision(Reason::FullScreen, Event::FullScreenCloses, Some(310), None),
             "Waiting: a full-screen application is running. Sharing resumes about 5 minutes after it closes.",
         ),
         (
-            decision(Reason::FullScreen { what: presentation }, Event::FullScreenEnds, Some(7_300), None),
-            "Waiting: a presentation is being shown. Sharing resumes about 2 hours after it ends.",
+            decision(Reason::KeptAwake, Event::KeptAwakeEnds, Some(7_300), None),
+            "Waiting: a film, a call or a presentation keeps the screen on. Sharing resumes about 2 hours after it ends.",
         ),
         (
             decision(Reason::Program { name: "Blender".into() }, Event::ProgramCloses, Some(0), None),

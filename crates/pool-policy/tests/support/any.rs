@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 use pool_policy::{
-    Activity, Celsius, Command, Disk, FullScreen, Gpu, GpuChoice, GpuId, Mode, Moment, Percent, Power, Problem,
-    Seconds, Settings, Shard, Signals, Term,
+    Activity, Celsius, Command, Disk, Gpu, GpuChoice, GpuId, Mode, Moment, Percent, Problem, Seconds, Settings, Shard,
+    Signals, Term,
 };
 use pool_types::{ByteSize, LayerRange, Reading};
 use proptest::prelude::*;
@@ -113,11 +113,15 @@ pub(crate) fn any_signals() -> impl Strategy<Value = Signals> {
         2 => Just(Reading::unavailable("no session is open")),
         1 => Just(Reading::Known(Duration::MAX)),
     ];
-    let person =
-        (idle, rarely(None, Just(Some(FullScreen::Application))), rarely(Vec::new(), Just(vec!["blender".to_owned()])));
+    let person = (
+        idle,
+        rarely(false, Just(true)),
+        rarely(false, Just(true)),
+        rarely(Vec::new(), Just(vec!["blender".to_owned()])),
+    );
     let disk = Disk { models: ByteSize(0), free: ByteSize(500 << 30), wanted: ByteSize(0) };
     let machine = (
-        rarely(Power::Mains, Just(Power::Battery(Percent(50)))),
+        rarely(false, Just(true)),
         rarely(false, Just(true)),
         rarely(
             disk,
@@ -135,12 +139,26 @@ pub(crate) fn any_signals() -> impl Strategy<Value = Signals> {
         1 => Just(Reading::unavailable("the driver does not answer")),
     ];
     let rest = (prop::bool::weighted(0.02), prop::bool::weighted(0.02), any_activity());
-    (person, machine, gpus, rest).prop_map(|((idle, full_screen, programs), (power, metered, disk), gpus, rest)| {
+    (person, machine, gpus, rest).prop_map(|(person, machine, gpus, rest)| {
+        let (idle, full_screen, kept_awake, programs) = person;
+        let (on_battery, metered, disk) = machine;
         let (problem, updating, activity) = rest;
         let what = "the shard ends again and again".to_owned();
         let problem = problem.then(|| Problem { what, next_action: "Restart the computer".into() });
         let updating = updating.then(|| "1.2.0".to_owned());
-        Signals { idle, full_screen, programs, power, metered, disk, gpus, problem, updating, activity }
+        Signals {
+            idle,
+            full_screen,
+            kept_awake,
+            programs,
+            on_battery,
+            metered,
+            disk,
+            gpus,
+            problem,
+            updating,
+            activity,
+        }
     })
 }
 

@@ -15,12 +15,12 @@
 //! A line holds until the time of the next one, or for the time after `+`. The time is what the wall clock shows once the
 //! line's changes are made. What a line does not change stays; idle time grows by itself.
 //!
-//! Changes: `typing` (all the time), `input` (once), `idle=5m`, `screen=film`, `screen=presentation`, `screen=free`,
+//! Changes: `typing` (all the time), `input` (once), `idle=5m`, `screen=film`, `screen=kept-on`, `screen=free`,
 //! `program=Blender`, `power=battery`, `power=mains`, `metered=yes`, `disk=full`, `disk=ok`, `problem=driver`,
 //! `update=1.2.0`, `requests=2`, `coalition=no` (or `yes`, `downloading`, `loading`: what the node finds when it may
 //! share), `gpu=40%`, `temp=83`, `vram=2G` (what others leave us), `gpu.B=40%` for one of several, `gpus=none`. Any sensor
 //! can be `=unavailable`; `=none` ends a program, problem or update. `clock=+2h` sets the wall clock, `asleep=8h` suspends
-//! the machine, `restart` begins the steady clock anew. Commands: `!pause`, `!pause=30m`, `!pause=tomorrow`, `!share`,
+//! the machine, `stalled=8m` lets it run without a look, `restart` begins the steady clock anew. Commands: `!pause`, `!pause=30m`, `!pause=tomorrow`, `!share`,
 //! `!share=1h`, `!finish`, `!resume`, `!not-now`.
 //!
 //! Expected: state, reason, and as wished the action, `gpus=A,B` (those in use; `gpus=-` for none), `downloads=run` or why

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use jiff::{Timestamp, civil::DateTime};
 use pool_policy::{
-    Action, Activity, Celsius, Command, Decision, Disk, Downloads, FullScreen, Gpu, GpuId, Memory, Moment, Percent,
-    Power, Problem, Seconds, Settings, Shard, Signals, Term, decide,
+    Action, Activity, Celsius, Command, Decision, Disk, Downloads, Gpu, GpuId, Memory, Moment, Percent, Problem,
+    Seconds, Settings, Shard, Signals, Term, decide,
 };
 use pool_types::{ByteSize, LayerRange, Reading};
 
@@ -44,9 +44,10 @@ impl<'a> Stage<'a> {
         };
         let signals = Signals {
             idle: Reading::Known(Duration::ZERO),
-            full_screen: Reading::Known(None),
+            full_screen: Reading::Known(false),
+            kept_awake: Reading::Known(false),
             programs: Reading::Known(Vec::new()),
-            power: Reading::Known(Power::Mains),
+            on_battery: Reading::Known(false),
             metered: Reading::Known(false),
             disk: Reading::Known(roomy()),
             gpus: Reading::Known(script.gpus.iter().map(gpu).collect()),
@@ -203,21 +204,20 @@ impl<'a> Stage<'a> {
             ("input", "") => (self.typing, self.signals.idle) = (false, Reading::Known(Duration::ZERO)),
             ("idle", length) => (self.typing, self.signals.idle) = (false, reading(length, duration)?),
             ("screen", what) => {
-                self.signals.full_screen = reading(what, |what| match what {
-                    "film" => Some(Some(FullScreen::Application)),
-                    "presentation" => Some(Some(FullScreen::Presentation)),
-                    "free" => Some(None),
-                    _ => None,
-                })?;
+                let is = |expected: &'static str| reading(what, |what| Some(what == expected));
+                if !["film", "kept-on", "free", "unavailable"].contains(&what) {
+                    return None;
+                }
+                (self.signals.full_screen, self.signals.kept_awake) = (is("film")?, is("kept-on")?);
             }
             ("program", name) => {
                 let running = if name == "none" { Vec::new() } else { vec![name.to_owned()] };
                 self.signals.programs = reading(name, |_| Some(running))?;
             }
             ("power", source) => {
-                self.signals.power = reading(source, |source| match source {
-                    "battery" => Some(Power::Battery(Percent(80))),
-                    "mains" => Some(Power::Mains),
+                self.signals.on_battery = reading(source, |source| match source {
+                    "battery" => Some(true),
+                    "mains" => Some(false),
                     _ => None,
                 })?;
             }
@@ -244,6 +244,7 @@ impl<'a> Stage<'a> {
                 self.now.wall = if by.starts_with('-') { self.now.wall - length } else { self.now.wall + length };
             }
             ("asleep", length) => self.now.wall += duration(length)?,
+            ("stalled", length) => self.pass(duration(length)?),
             ("restart", "") => {
                 self.now.steady = Duration::ZERO;
                 self.signals.activity = Activity::Nothing;
