@@ -159,3 +159,28 @@ impl Activity {
         matches!(self, Self::Loading(_) | Self::Serving { .. })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_driver_that_lists_gpus_twice_or_without_end_does_no_harm() {
+        let gpu = |number: usize, name: &str| Gpu {
+            id: GpuId(number.to_string()),
+            name: name.to_owned(),
+            busy: Reading::Known(Percent(0)),
+            memory_free: Reading::Known(ByteSize(0)),
+            memory_ours: ByteSize(0),
+            memory_needed: ByteSize(0),
+            temperature: Reading::Known(Celsius(50)),
+        };
+        let mut signals = Signals::unavailable("a test");
+        assert_eq!(signals.gpus().count(), 0);
+        signals.gpus = Reading::Known(vec![gpu(0, "first"), gpu(1, "other"), gpu(0, "again")]);
+        let names: Vec<&str> = signals.gpus().map(|gpu| gpu.name.as_str()).collect();
+        assert_eq!(names, ["first", "other"], "of two with one id the first counts");
+        signals.gpus = Reading::Known((0..1_000).map(|number| gpu(number, "many")).collect());
+        assert_eq!(signals.gpus().count(), Signals::MAX_GPUS);
+    }
+}

@@ -249,6 +249,23 @@ fn the_stories_share_stop_and_share_again() {
     assert_eq!(states.len(), 5, "every state occurs: {states:?}");
 }
 
+#[test]
+fn settings_that_nobody_checked_share_nothing_by_a_schedule_that_is_not_there() {
+    let settings = Settings { mode: Mode::BySchedule, share_cpu: true, ..Settings::default() };
+    assert!(settings.validate().is_err(), "they would have been refused");
+    let mut signals = Signals::unavailable("a test");
+    signals.idle = Reading::Known(Duration::from_secs(86_400));
+    let steps: Vec<Step> = (0..100)
+        .map(|second| {
+            let now = Moment { wall: Timestamp::UNIX_EPOCH, steady: Duration::from_secs(second) };
+            Step { now, command: None, signals: signals.clone() }
+        })
+        .collect();
+    for (_, _, decision) in play(&settings, &TimeZone::UTC, &steps) {
+        assert_eq!((decision.reason, decision.action), (Reason::OutsideSchedule, Action::Stay));
+    }
+}
+
 /// The crate is asked some times a second for as long as the computer runs.
 #[test]
 fn a_decision_is_cheap() {

@@ -16,7 +16,8 @@
 //! line's changes are made. What a line does not change stays; idle time grows by itself.
 //!
 //! Changes: `typing` (all the time), `input` (once), `idle=5m`, `screen=film`, `screen=kept-on`, `screen=free`,
-//! `program=Blender`, `power=battery`, `power=mains`, `metered=yes`, `disk=full`, `disk=ok`, `problem=driver`,
+//! `program=Blender`, `power=battery`, `power=mains`, `metered=yes`, `disk=full` (the budget), `disk=tight` (the disk itself),
+//! `disk=ok`, `problem=driver`,
 //! `update=1.2.0`, `requests=2`, `coalition=no` (or `yes`, `downloading`, `loading`: what the node finds when it may
 //! share), `gpu=40%`, `temp=83`, `vram=2G` (what others leave us), `gpu.B=40%` for one of several, `gpus=none`. Any sensor
 //! can be `=unavailable`; `=none` ends a program, problem or update. `clock=+2h` sets the wall clock, `asleep=8h` suspends

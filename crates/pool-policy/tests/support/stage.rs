@@ -225,6 +225,7 @@ impl<'a> Stage<'a> {
             ("disk", room) => {
                 self.signals.disk = reading(room, |room| match room {
                     "ok" => Some(roomy()),
+                    "tight" => Some(Disk { free: ByteSize(12 << 30), wanted: ByteSize(4 << 30), ..roomy() }),
                     "full" => Some(Disk { models: ByteSize(49 << 30), wanted: ByteSize(4 << 30), ..roomy() }),
                     _ => None,
                 })?;
