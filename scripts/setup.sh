@@ -27,6 +27,11 @@ missing_packages() {
   have git || echo git
   have curl || echo curl
   [[ -e /etc/ssl/certs/ca-certificates.crt || -e /etc/pki/tls/certs/ca-bundle.crt ]] || echo ca-certificates
+  # An X server without a screen, a window manager, an owner at the keyboard, and a D-Bus: pool-sense's tests.
+  have Xvfb || echo xvfb
+  have xdotool || echo xdotool
+  have openbox || echo openbox
+  have dbus-daemon || echo dbus-daemon
   have python3 && python3 -c 'import venv, ensurepip' 2>/dev/null || echo python3-venv
 }
 

@@ -49,7 +49,7 @@ const LAYERS: [&str; 23] = [
 const TEST_ONLY: [&str; 1] = ["pool-testkit"];
 
 /// Heavy dependencies and the only crates that may name them. A trailing `*` stands for any ending.
-const HOMES: [(&str, &[&str]); 18] = [
+const HOMES: [(&str, &[&str]); 20] = [
     ("candle-*", &["pool-engine", "xtask"]),
     ("cudarc", &["pool-engine"]),
     ("webrtc", &["pool-link"]),
@@ -60,6 +60,8 @@ const HOMES: [(&str, &[&str]); 18] = [
     ("x11rb", &["pool-sense"]),
     ("zbus", &["pool-sense"]),
     ("nvml-wrapper", &["pool-sense"]),
+    ("wayland-*", &["pool-sense"]),
+    ("windows*", &["pool-sense"]),
     ("tauri*", &["src-tauri"]),
     ("axum", &["pool-orchestrator", "pool-node"]),
     ("tokenizers", &["pool-models", "xtask"]),

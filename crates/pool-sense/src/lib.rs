@@ -1,6 +1,5 @@
-//! What the machine offers: memory, cores, and how fast it streams memory. Sensors of the owner's presence come later.
-//!
-//! Callers take [`Sense`], so that tests pass [`FixedSense`] and the node passes [`HostSense`].
+//! What the machine offers (memory, cores, how fast memory streams), whether its owner is there, and what state it is
+//! in. Senses and never decides; whoever decides takes the [`Sense`] and [`Presence`] traits.
 //!
 //! ```
 //! use pool_sense::{FixedSense, HostFacts, Sense};
@@ -12,9 +11,64 @@
 //! assert_eq!(sense.memory_bandwidth(Duration::from_millis(100), 4)?, 40e9);
 //! # Ok::<(), pool_sense::SenseError>(())
 //! ```
+//!
+//! [`Senses`] reads every sensor in the background; a [`Snapshot`] copies what was read and never blocks:
+//!
+//! ```
+//! use pool_sense::{Presence, Senses, Surroundings};
+//! use std::time::Duration;
+//!
+//! let senses = Senses::start(&Surroundings::of_this_process())?;
+//! senses.set_programs(vec!["blender".to_owned()]);
+//! senses.wait_for_first_readings(Duration::from_secs(5));
+//! let now = senses.snapshot();
+//! println!("Battery: {:?}. Full-screen: {}.", now.power.reading, now.full_screen.reading);
+//! # Ok::<(), pool_sense::SensesError>(())
+//! ```
+//!
+//! # What is read, how, and how often
+//!
+//! Every value is a [`pool_types::Reading`]: a value, or "unavailable, because ...". A sensor whose service hangs costs its
+//! own thread 250 ms and tells nothing until the service answers again; nothing is ever guessed.
+//!
+//! | value | Linux, in this order | Windows | every |
+//! |---|---|---|---|
+//! | last input | X11 (XScreenSaver; not under Wayland) | GetLastInputInfo, XInput | 100 ms |
+//! | | GNOME (org.gnome.Mutter.IdleMonitor) | | signal; 0.5 s while active, 5 s while idle |
+//! | | ext-idle-notify-v1: KDE, sway, Hyprland | | signal; sign of life every 5 s |
+//! | | logind's idle hint together with a locked screen or an active screen saver | | signal; 2 s |
+//! | full-screen | the active X11 window | Direct3D and foreground window | 1 s |
+//! | kept awake | GNOME, KDE, logind inhibitors | presentation mode, execution state | 2 s |
+//! | load of others | /proc | performance counters | 2 s |
+//! | GPUs | NVML | NVML | 2 s (30 s without a driver) |
+//! | programs | /proc | process list | 4 s (never, if none is named) |
+//! | power | /sys/class/power_supply | GetSystemPowerStatus | 5 s |
+//! | metered | NetworkManager | NetworkInformation | 5 s |
+//!
+//! Where no source of input works, all are tried again every 2 s; where a later one serves, the earlier ones are tried
+//! every 30 s. A value that was not renewed for three intervals and 2 s is unavailable.
 
 mod bandwidth;
+mod cell;
+mod gpu;
 mod host;
+mod input;
+mod lane;
+#[cfg(target_os = "linux")]
+mod linux;
+mod platform;
+mod processes;
+mod senses;
+mod sensor;
+mod surroundings;
+mod values;
+#[cfg(windows)]
+mod windows;
 
 pub use bandwidth::measure_memory_bandwidth;
+pub use cell::Sensed;
 pub use host::{FixedSense, HostFacts, HostSense, Sense, SenseError};
+pub use senses::{FixedPresence, Presence, Senses, SensesError, Snapshot};
+pub use sensor::{InputSource, LastInput, Sensor};
+pub use surroundings::Surroundings;
+pub use values::{Gpu, GpuLoad, Gpus, Idle, IdleSource, Load, Metered, Power};

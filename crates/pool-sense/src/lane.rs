@@ -1,0 +1,159 @@
+//! Threads that ask sensors at their intervals.
+
+use std::{
+    io,
+    sync::{
+        Arc, Condvar, Mutex, PoisonError,
+        mpsc::{self, RecvTimeoutError},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use pool_types::Reading;
+
+use crate::{cell::Cell, sensor::Sensor};
+
+/// How long a thread is waited for when it ends. One that hangs in the operating system is left behind; it touches
+/// nothing but its own sensors and ends when the system lets go of it.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// Asks a thread to end.
+#[derive(Clone, Default)]
+pub(crate) struct Stop(Arc<(Mutex<bool>, Condvar)>);
+
+impl Stop {
+    pub(crate) fn ask(&self) {
+        *self.0.0.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        self.0.1.notify_all();
+    }
+
+    pub(crate) fn is_asked(&self) -> bool {
+        *self.0.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Sleeps until `until`, or until the thread is asked to end; says whether it is.
+    fn sleep_until(&self, until: Instant) -> bool {
+        let asked = self.0.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let left = until.saturating_duration_since(Instant::now());
+        let woken = self.0.1.wait_timeout_while(asked, left, |asked| !*asked);
+        *woken.unwrap_or_else(PoisonError::into_inner).0
+    }
+}
+
+/// A thread of ours. Dropping it ends it.
+pub(crate) struct Lane {
+    stop: Stop,
+    /// Closed when the thread has ended.
+    ended: Mutex<mpsc::Receiver<()>>,
+    thread: Option<thread::JoinHandle<()>>,
+}
+
+impl Lane {
+    pub(crate) fn start(name: &str, work: impl FnOnce(&Stop) + Send + 'static) -> io::Result<Self> {
+        let stop = Stop::default();
+        let (alive, ended) = mpsc::channel();
+        let asked = stop.clone();
+        let thread = thread::Builder::new().name(name.to_owned()).spawn(move || {
+            let _alive = alive;
+            work(&asked);
+        })?;
+        Ok(Self { stop, ended: Mutex::new(ended), thread: Some(thread) })
+    }
+
+    /// Starts a thread that does `tasks`, each at its interval, one after the other.
+    pub(crate) fn of_tasks(name: &str, mut tasks: Vec<Task>) -> io::Result<Self> {
+        Self::start(name, move |stop| {
+            while !stop.is_asked() {
+                let now = Instant::now();
+                for task in tasks.iter_mut().filter(|task| task.next <= now) {
+                    (task.work)();
+                    // Counted from the end: a sensor that is slower than its interval leaves time for the others.
+                    task.next = Instant::now() + task.every;
+                }
+                let Some(next) = tasks.iter().map(|task| task.next).min() else { return };
+                if stop.sleep_until(next) {
+                    return;
+                }
+            }
+        })
+    }
+
+    pub(crate) fn ask_to_end(&self) {
+        self.stop.ask();
+    }
+}
+
+impl Drop for Lane {
+    fn drop(&mut self) {
+        self.stop.ask();
+        let ended = self.ended.get_mut().unwrap_or_else(PoisonError::into_inner);
+        if ended.recv_timeout(PATIENCE) == Err(RecvTimeoutError::Disconnected)
+            && let Some(thread) = self.thread.take()
+        {
+            // A panic in a sensor was printed by its thread; there is nothing left to do about it here.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// A sensor to be read at an interval into a cell.
+pub(crate) struct Task {
+    every: Duration,
+    next: Instant,
+    work: Box<dyn FnMut() + Send>,
+}
+
+impl Task {
+    pub(crate) fn new<T: Clone + Send + 'static>(
+        every: Duration,
+        mut sensor: Box<dyn Sensor<T>>,
+        cell: Arc<Cell<T>>,
+    ) -> Self {
+        let work = Box::new(move || {
+            let reading: Reading<T> = sensor.read();
+            cell.set(reading, Instant::now());
+        });
+        Self { every, next: Instant::now(), work }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Slow(Duration);
+
+    impl Sensor<u8> for Slow {
+        fn read(&mut self) -> Reading<u8> {
+            thread::sleep(self.0);
+            Reading::Known(1)
+        }
+    }
+
+    fn lane_with(sensor: Slow) -> (Lane, Arc<Cell<u8>>) {
+        let cell = Arc::new(Cell::new(Duration::from_secs(60)));
+        let task = Task::new(Duration::from_secs(3600), Box::new(sensor), cell.clone());
+        (Lane::of_tasks("test", vec![task]).unwrap(), cell)
+    }
+
+    #[test]
+    fn a_thread_that_sleeps_for_an_hour_ends_at_once() {
+        let (lane, cell) = lane_with(Slow(Duration::ZERO));
+        while !cell.was_read() {
+            thread::sleep(Duration::from_millis(1));
+        }
+        let began = Instant::now();
+        drop(lane);
+        assert!(began.elapsed() < Duration::from_millis(500), "its sleep is broken off, took {:?}", began.elapsed());
+    }
+
+    #[test]
+    fn a_sensor_that_hangs_does_not_hold_the_program_back() {
+        let (lane, cell) = lane_with(Slow(Duration::from_secs(30)));
+        assert!(!cell.was_read(), "it hangs");
+        let began = Instant::now();
+        drop(lane);
+        assert!(began.elapsed() < PATIENCE * 2, "it is left behind after {PATIENCE:?}, took {:?}", began.elapsed());
+    }
+}

@@ -1,0 +1,66 @@
+//! Linux: X11, Wayland, D-Bus services, sysfs.
+
+mod bus;
+mod full_screen;
+mod kept_awake;
+mod login;
+mod metered;
+mod mutter;
+mod power_supply;
+mod wayland;
+mod x11;
+
+use std::{
+    path::PathBuf,
+    sync::{Arc, Mutex},
+};
+
+use crate::{
+    input::{Candidate, OwnerInput},
+    platform::Sensors,
+    sensor::{InputSource, reading},
+    surroundings::Surroundings,
+    values::IdleSource,
+};
+
+use self::{
+    bus::Bus, full_screen::X11FullScreen, kept_awake::Inhibitors, login::LoginInput, metered::NetworkManager,
+    mutter::MutterInput, power_supply::PowerSupplies, wayland::WaylandInput, x11::X11Input,
+};
+
+pub(crate) const POWER_SUPPLIES: &str = "/sys/class/power_supply";
+
+/// The sensors of this system, none of them asked yet.
+pub(crate) fn sensors(surroundings: &Surroundings) -> Sensors {
+    // The input has connections of its own: it must not wait until another sensor has been answered.
+    let input = OwnerInput::new(input_candidates(surroundings));
+    let session = Arc::new(Mutex::new(Bus::session(surroundings)));
+    let system = Arc::new(Mutex::new(Bus::system(surroundings)));
+    let power_supplies = surroundings.power_supplies.clone().unwrap_or_else(|| PathBuf::from(POWER_SUPPLIES));
+    Sensors {
+        input,
+        full_screen: Box::new(X11FullScreen::new(surroundings.x11_display.clone())),
+        kept_awake: Box::new(Inhibitors::new(session, system.clone())),
+        metered: Box::new(NetworkManager::new(system)),
+        power: Box::new(PowerSupplies::new(power_supplies)),
+    }
+}
+
+/// In the order that [`IdleSource`] lists.
+fn input_candidates(surroundings: &Surroundings) -> Vec<Candidate> {
+    let display = surroundings.x11_display.clone();
+    let x11 = move || reading(X11Input::open(display.as_deref())).map(|input| Box::new(input) as Box<dyn InputSource>);
+    let here = surroundings.clone();
+    let mutter = move || reading(MutterInput::open(&here)).map(|input| Box::new(input) as Box<dyn InputSource>);
+    let socket = surroundings.wayland_socket.clone();
+    let wayland =
+        move || reading(WaylandInput::open(socket.as_deref())).map(|input| Box::new(input) as Box<dyn InputSource>);
+    let here = surroundings.clone();
+    let login = move || pool_types::Reading::Known(Box::new(LoginInput::new(&here)) as Box<dyn InputSource>);
+    vec![
+        Candidate { source: IdleSource::X11, open: Box::new(x11) },
+        Candidate { source: IdleSource::Mutter, open: Box::new(mutter) },
+        Candidate { source: IdleSource::ExtIdleNotify, open: Box::new(wayland) },
+        Candidate { source: IdleSource::Login, open: Box::new(login) },
+    ]
+}

@@ -1,0 +1,249 @@
+//! All sensors together, asked in the background at their intervals.
+
+use std::{
+    io,
+    sync::{Arc, Mutex, PoisonError},
+    thread,
+    time::{Duration, Instant},
+};
+
+use pool_types::Reading;
+use thiserror::Error;
+use tokio::sync::watch;
+
+use crate::{
+    cell::{Cell, Sensed},
+    gpu::NvidiaGpus,
+    input::Seen,
+    lane::{Lane, Task},
+    platform::{self, Sensors},
+    processes::{LoadOfOthers, Programs, Told},
+    surroundings::Surroundings,
+    values::{Gpus, Idle, Load, Metered, Power},
+};
+
+const FULL_SCREEN_EVERY: Duration = Duration::from_secs(1);
+const KEPT_AWAKE_EVERY: Duration = Duration::from_secs(2);
+const METERED_EVERY: Duration = Duration::from_secs(5);
+const PROGRAMS_EVERY: Duration = Duration::from_secs(4);
+const LOAD_EVERY: Duration = Duration::from_secs(2);
+const POWER_EVERY: Duration = Duration::from_secs(5);
+const GPUS_EVERY: Duration = Duration::from_secs(2);
+
+/// The longest time between two looks of any source of input, and some more.
+const INPUT_STALE_AFTER: Duration = Duration::from_secs(10);
+
+/// What is known of the owner and the machine at one moment. Each value has its own age.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Snapshot {
+    /// How long nobody has touched keyboard or mouse.
+    pub input: Sensed<Idle>,
+    /// Whether the window in front covers a whole monitor.
+    pub full_screen: Sensed<bool>,
+    /// Whether a program asks the desktop to stay awake: a film, a presentation, a call.
+    pub kept_awake: Sensed<bool>,
+    /// Those of the owner's programs that run, as the owner wrote them.
+    pub programs: Sensed<Vec<String>>,
+    /// What others ask of processor and memory.
+    pub load: Sensed<Load>,
+    /// Battery or mains.
+    pub power: Sensed<Power>,
+    /// Whether traffic costs.
+    pub metered: Sensed<Metered>,
+    /// NVIDIA's GPUs.
+    pub gpus: Sensed<Gpus>,
+}
+
+impl Snapshot {
+    /// Nothing is known yet.
+    pub fn nothing() -> Self {
+        Self {
+            input: Sensed::never(),
+            full_screen: Sensed::never(),
+            kept_awake: Sensed::never(),
+            programs: Sensed::never(),
+            load: Sensed::never(),
+            power: Sensed::never(),
+            metered: Sensed::never(),
+            gpus: Sensed::never(),
+        }
+    }
+}
+
+/// What a node wants to know of its owner's presence and its machine's state. Neither call blocks.
+pub trait Presence: Send + Sync {
+    /// What is known now. Cheap: it copies what was read in the background.
+    fn snapshot(&self) -> Snapshot;
+
+    /// When the last input was, told anew within 250 ms of the first input after a pause; unavailable while no source
+    /// of input works.
+    fn input(&self) -> watch::Receiver<Reading<Instant>>;
+}
+
+/// Why the senses could not be started.
+#[derive(Debug, Error)]
+#[error("the thread {name} that reads sensors could not be started")]
+pub struct SensesError {
+    name: &'static str,
+    #[source]
+    source: io::Error,
+}
+
+/// The last readings.
+struct Cells {
+    input: Arc<Cell<Seen>>,
+    full_screen: Arc<Cell<bool>>,
+    kept_awake: Arc<Cell<bool>>,
+    programs: Arc<Cell<Vec<String>>>,
+    load: Arc<Cell<Load>>,
+    power: Arc<Cell<Power>>,
+    metered: Arc<Cell<Metered>>,
+    gpus: Arc<Cell<Gpus>>,
+}
+
+/// The real sensors. Owns four threads: input, desktop, machine, GPU; each asks its own sensors one after the other,
+/// so that one that hangs delays none of the others. Dropping it ends them, within a second each.
+pub struct Senses {
+    told: Told,
+    cells: Cells,
+    news: watch::Receiver<Reading<Instant>>,
+    lanes: Vec<Lane>,
+}
+
+impl Senses {
+    /// Starts reading; does not wait for the first readings.
+    pub fn start(surroundings: &Surroundings) -> Result<Self, SensesError> {
+        let told = Told::default();
+        let cells = Cells {
+            input: Arc::new(Cell::new(INPUT_STALE_AFTER)),
+            full_screen: cell(FULL_SCREEN_EVERY),
+            kept_awake: cell(KEPT_AWAKE_EVERY),
+            programs: cell(PROGRAMS_EVERY),
+            load: cell(LOAD_EVERY),
+            power: cell(POWER_EVERY),
+            metered: cell(METERED_EVERY),
+            gpus: cell(GPUS_EVERY),
+        };
+        let Sensors { input, full_screen, kept_awake, metered, power } = platform::sensors(surroundings);
+        let (news_sender, news) = watch::channel(Reading::unavailable("it has not been read yet"));
+        let seen = cells.input.clone();
+        let input = Lane::start("sense-input", move |stop| input.follow(&seen, &news_sender, stop));
+        let desktop = vec![
+            Task::new(FULL_SCREEN_EVERY, full_screen, cells.full_screen.clone()),
+            Task::new(KEPT_AWAKE_EVERY, kept_awake, cells.kept_awake.clone()),
+            Task::new(METERED_EVERY, metered, cells.metered.clone()),
+        ];
+        let machine = vec![
+            Task::new(POWER_EVERY, power, cells.power.clone()),
+            Task::new(PROGRAMS_EVERY, Box::new(Programs::new(told.clone())), cells.programs.clone()),
+            Task::new(LOAD_EVERY, Box::new(LoadOfOthers::new(told.clone())), cells.load.clone()),
+        ];
+        let gpus = NvidiaGpus::new(surroundings.nvml.clone(), told.clone());
+        let gpus = vec![Task::new(GPUS_EVERY, Box::new(gpus), cells.gpus.clone())];
+        let lanes = [
+            ("sense-input", input),
+            ("sense-desktop", Lane::of_tasks("sense-desktop", desktop)),
+            ("sense-machine", Lane::of_tasks("sense-machine", machine)),
+            ("sense-gpu", Lane::of_tasks("sense-gpu", gpus)),
+        ];
+        let lanes: Result<Vec<Lane>, SensesError> =
+            (lanes.into_iter()).map(|(name, lane)| lane.map_err(|source| SensesError { name, source })).collect();
+        Ok(Self { told, cells, news, lanes: lanes? })
+    }
+
+    /// The owner's list of programs during which they want to be left alone: names of executables, in any case on
+    /// Windows. Counts from the next reading on.
+    pub fn set_programs(&self, programs: Vec<String>) {
+        self.told.set_programs(programs);
+    }
+
+    /// The processes that are ours besides this one (the shard), so that their load is not taken for others'.
+    pub fn set_own_processes(&self, pids: Vec<u32>) {
+        self.told.set_own(pids);
+    }
+
+    /// Waits until every sensor was read once, or for `at_most`; says whether they were. For programs that look once.
+    pub fn wait_for_first_readings(&self, at_most: Duration) -> bool {
+        let until = Instant::now() + at_most;
+        let Cells { input, full_screen, kept_awake, programs, load, power, metered, gpus } = &self.cells;
+        loop {
+            let session = input.was_read() && full_screen.was_read() && kept_awake.was_read();
+            let machine = programs.was_read() && load.was_read() && power.was_read();
+            if session && machine && metered.was_read() && gpus.was_read() {
+                return true;
+            }
+            if Instant::now() >= until {
+                return false;
+            }
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+impl Presence for Senses {
+    fn snapshot(&self) -> Snapshot {
+        let now = Instant::now();
+        let Sensed { reading, age } = self.cells.input.get(now);
+        let reading = reading.map(|(last, source)| Idle { idle_for: last.idle_for(now), source });
+        Snapshot {
+            input: Sensed { reading, age },
+            full_screen: self.cells.full_screen.get(now),
+            kept_awake: self.cells.kept_awake.get(now),
+            programs: self.cells.programs.get(now),
+            load: self.cells.load.get(now),
+            power: self.cells.power.get(now),
+            metered: self.cells.metered.get(now),
+            gpus: self.cells.gpus.get(now),
+        }
+    }
+
+    fn input(&self) -> watch::Receiver<Reading<Instant>> {
+        self.news.clone()
+    }
+}
+
+impl Drop for Senses {
+    fn drop(&mut self) {
+        // All are asked first, so that they end side by side.
+        self.lanes.iter().for_each(Lane::ask_to_end);
+    }
+}
+
+/// Three missed readings are a sensor that hangs.
+fn cell<T: Clone>(every: Duration) -> Arc<Cell<T>> {
+    Arc::new(Cell::new(every * 3 + Duration::from_secs(2)))
+}
+
+/// A presence that is given: for tests of whoever decides by it.
+pub struct FixedPresence {
+    snapshot: Mutex<Snapshot>,
+    news: watch::Sender<Reading<Instant>>,
+}
+
+impl FixedPresence {
+    /// Tells `snapshot` until another is set.
+    pub fn new(snapshot: Snapshot) -> Self {
+        let (news, _) = watch::channel(Reading::unavailable("no input was told"));
+        Self { snapshot: Mutex::new(snapshot), news }
+    }
+
+    /// Tells `snapshot` from now on.
+    pub fn set(&self, snapshot: Snapshot) {
+        *self.snapshot.lock().unwrap_or_else(PoisonError::into_inner) = snapshot;
+    }
+
+    /// Somebody touches the keyboard at `at`.
+    pub fn touch(&self, at: Instant) {
+        self.news.send_replace(Reading::Known(at));
+    }
+}
+
+impl Presence for FixedPresence {
+    fn snapshot(&self) -> Snapshot {
+        self.snapshot.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn input(&self) -> watch::Receiver<Reading<Instant>> {
+        self.news.subscribe()
+    }
+}

@@ -1,0 +1,36 @@
+//! Windows: Win32 and WinRT.
+
+mod input;
+mod network;
+mod power;
+mod screen;
+
+use pool_types::Reading;
+
+use crate::{
+    input::{Candidate, OwnerInput},
+    platform::Sensors,
+    sensor::InputSource,
+    surroundings::Surroundings,
+    values::IdleSource,
+};
+
+use self::{
+    input::WindowsInput,
+    network::NetworkCost,
+    power::PowerStatus,
+    screen::{ForegroundWindow, KeptAwake},
+};
+
+/// The sensors of this system, none of them asked yet.
+pub(crate) fn sensors(_surroundings: &Surroundings) -> Sensors {
+    let open = || Reading::Known(Box::new(WindowsInput::new()) as Box<dyn InputSource>);
+    let input = OwnerInput::new(vec![Candidate { source: IdleSource::Windows, open: Box::new(open) }]);
+    Sensors {
+        input,
+        full_screen: Box::new(ForegroundWindow),
+        kept_awake: Box::new(KeptAwake),
+        metered: Box::new(NetworkCost),
+        power: Box::new(PowerStatus),
+    }
+}
