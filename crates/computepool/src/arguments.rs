@@ -28,6 +28,10 @@ pub(crate) enum Command {
     Down(DownArguments),
     /// Run one node that offers this machine to an orchestrator
     Node(NodeArguments),
+    /// Show what an owner's node does, and why
+    Status(OwnerStateArguments),
+    /// Show what an owner's node decided over the last seven days
+    Log(OwnerLogArguments),
     /// Run an orchestrator that nodes on other machines register with
     Orchestrator(OrchestratorArguments),
     /// Talk to a model
@@ -269,6 +273,15 @@ pub(crate) struct NodeArguments {
     /// The least income to serve for while a session runs, in units of 10^-6 USDC a second
     #[arg(long, default_value_t = 0, value_name = "UNITS", requires = "registry")]
     pub(crate) least_income: u64,
+    /// Serve only when the owner does not need the machine, and give it back at once [default: serve always]
+    #[arg(long)]
+    pub(crate) policy: bool,
+    /// When to share, as JSON: {"start_after": 300, "share_cpu": false, ...} [default: when nobody has touched the machine for 5 minutes]
+    #[arg(long, value_name = "FILE", requires = "policy")]
+    pub(crate) settings: Option<PathBuf>,
+    /// Share the processor: a machine without a GPU shares nothing otherwise
+    #[arg(long, requires = "policy")]
+    pub(crate) share_cpu: bool,
     /// More of the log on standard error (twice for all of it)
     #[arg(short, long, action = clap::ArgAction::Count)]
     pub(crate) verbose: u8,
@@ -281,6 +294,29 @@ pub(crate) struct NodeArguments {
     /// What the parent measured, as JSON
     #[arg(long, hide = true)]
     pub(crate) capabilities: Option<String>,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct OwnerStateArguments {
+    /// The state folder of `node --policy`
+    #[arg(long, value_name = "FOLDER")]
+    pub(crate) state: PathBuf,
+    /// As JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct OwnerLogArguments {
+    /// The state folder of `node --policy`
+    #[arg(long, value_name = "FOLDER")]
+    pub(crate) state: PathBuf,
+    /// Only so many of the newest decisions
+    #[arg(long, default_value_t = 50, value_name = "N")]
+    pub(crate) last: u32,
+    /// One JSON object per decision, with the signals that caused it
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 #[derive(Clone, Debug, Args)]

@@ -13,6 +13,7 @@ mod logs;
 mod network;
 mod node;
 mod orchestrator;
+mod owner;
 mod paying;
 mod plan;
 mod processes;
@@ -45,6 +46,8 @@ fn main() -> ExitCode {
         Command::Up(arguments) => up::run(arguments),
         Command::Down(arguments) => detach::down(&arguments),
         Command::Node(arguments) => node::run(arguments),
+        Command::Status(arguments) => owner::status(&arguments),
+        Command::Log(arguments) => owner::log(&arguments),
         Command::Orchestrator(arguments) => orchestrator::run(arguments),
         Command::Chat(arguments) => chat::run(*arguments),
         Command::Session(command) => session::run(command),

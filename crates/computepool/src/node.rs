@@ -13,7 +13,7 @@ use pool_types::FlowRate;
 
 use crate::{
     arguments::{CpuSet, NodeArguments},
-    logs, serving,
+    logs, owner, serving,
     state::read_roster,
     stop,
 };
@@ -36,6 +36,8 @@ pub(crate) fn run(arguments: NodeArguments) -> Result<ExitCode> {
             measure_capabilities(&HostSense, limits)?
         }
     };
+    let policy = arguments.policy.then(|| owner::settings(&arguments)).transpose()?;
+    let state = arguments.state.clone();
     let config = NodeConfig {
         orchestrator: arguments.orchestrator,
         roster: read_roster(&arguments.roster)?,
@@ -56,7 +58,10 @@ pub(crate) fn run(arguments: NodeArguments) -> Result<ExitCode> {
         if arguments.with_parent {
             stop::with_parent(shutdown.clone());
         }
-        pool_node::run(config, shutdown).await?;
+        match policy {
+            Some(settings) => owner::run(config, &state, settings, shutdown).await?,
+            None => pool_node::run(config, shutdown).await?,
+        }
         Ok(ExitCode::SUCCESS)
     })
 }

@@ -175,12 +175,13 @@ fn without_generation_tags(source: &str) -> String {
     while let Some(start) = rest.find("{%") {
         let (before, tag) = rest.split_at(start);
         result.push_str(before);
-        let Some(end) = tag.find("%}") else {
+        // Behind the opening: `{%}` is no tag.
+        let Some(length) = tag[2..].find("%}") else {
             rest = tag;
             break;
         };
-        let (tag, after) = tag.split_at(end + 2);
-        let inner = &tag[2..tag.len() - 2];
+        let (tag, after) = tag.split_at(2 + length + 2);
+        let inner = &tag[2..2 + length];
         let word = inner.trim_start_matches(['-', '+']).trim_end_matches(['-', '+']).trim();
         match word {
             "generation" => result.push_str(&tag.replacen("generation", "if true", 1)),

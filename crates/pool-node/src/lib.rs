@@ -26,6 +26,7 @@ mod capabilities;
 mod config;
 pub mod identity;
 mod node;
+pub mod owner;
 mod shard;
 mod uplink;
 

@@ -188,6 +188,8 @@ struct Shard {
     joined: Option<Epoch>,
     /// Whether it said that its links are up.
     linked: bool,
+    /// Requests that hold cache, as it last said.
+    requests: u32,
     /// Since when it owes a word.
     quiet_since: Option<Instant>,
     /// Why it was killed, where we did it.
@@ -204,6 +206,7 @@ impl Shard {
             footprint: None,
             joined: None,
             linked: false,
+            requests: 0,
             quiet_since: None,
             verdict: None,
         }
@@ -337,7 +340,10 @@ impl Node {
                     self.outbox.push(ToOrchestrator::Failed { epoch: assignment.epoch, failure });
                 }
             }
-            FromShard::Stats { epoch, stats } => self.forward(epoch, ToOrchestrator::Stats { epoch, stats }),
+            FromShard::Stats { epoch, stats } => {
+                shard.requests = stats.sequences;
+                self.forward(epoch, ToOrchestrator::Stats { epoch, stats });
+            }
         }
     }
 

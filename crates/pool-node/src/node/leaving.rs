@@ -48,6 +48,8 @@ pub enum Activity {
         layers: LayerRange,
         /// Members of the coalition, itself included.
         members: usize,
+        /// Requests that hold cache, as the shard last said.
+        requests: u32,
     },
 }
 
@@ -146,8 +148,11 @@ impl Node {
     pub(super) fn show(&self) {
         let activity = self.current.as_deref().and_then(|assignment| {
             let (layers, members) = (self.layers(assignment)?, assignment.members.len());
-            let serves = self.shard.as_ref().is_some_and(|shard| shard.linked);
-            Some(if serves { Activity::Serving { layers, members } } else { Activity::Preparing { layers, members } })
+            let serving = self.shard.as_ref().filter(|shard| shard.linked);
+            Some(match serving {
+                Some(shard) => Activity::Serving { layers, members, requests: shard.requests },
+                None => Activity::Preparing { layers, members },
+            })
         });
         let shown = (activity.unwrap_or_default(), self.shard.as_ref().and_then(|shard| shard.process.id()));
         self.shift.0.send_if_modified(|before| {

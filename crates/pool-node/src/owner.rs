@@ -1,0 +1,275 @@
+//! An owner's node: it shares when the policy says so, and gives the machine back at once when the policy says that.
+//!
+//! The actor looks four times a second, and at once when somebody touches the machine; it owns the policy's memory, at
+//! most one running shift, and stops when told to. Every change of what it does, with its reason and the signals that
+//! caused it, is kept in the store for seven days; so is how long each return of the machine took.
+
+mod shift;
+mod signals;
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use jiff::{Timestamp, tz::TimeZone};
+use pool_coalition::stand_down::Manner;
+use pool_policy::{Action, Command, Decision, Memory, Moment, Problem, Settings, Signals, decide};
+use pool_sense::Presence;
+use pool_store::{DecisionRecord, Store, StoreError, YieldTimes};
+use pool_types::Reading;
+use thiserror::Error;
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
+
+use self::shift::{Finished, Running};
+use crate::{backoff::Backoff, config::NodeConfig, node::Activity};
+
+/// How often the machine is looked at, unless something happens before.
+const LOOK: Duration = Duration::from_millis(250);
+/// How long decisions are kept.
+const KEEP: Duration = Duration::from_secs(7 * 24 * 3600);
+/// How often old ones are forgotten.
+const TIDY: Duration = Duration::from_secs(3600);
+/// After a shift that ended in a problem, the owner is told of it for this long before the next try.
+const PROBLEMS: [Duration; 4] =
+    [Duration::from_secs(15), Duration::from_secs(60), Duration::from_secs(300), Duration::from_secs(900)];
+/// Where the policy's memory is kept among the settings, so that a pause survives a restart.
+const MEMORY: &str = "owner.memory";
+
+/// What an owner's node is told when it starts.
+pub struct OwnerConfig {
+    /// How it serves.
+    pub node: NodeConfig,
+    /// The model's name for people.
+    pub model_name: String,
+    /// What is known of the owner and the machine.
+    pub presence: Arc<dyn Presence>,
+    /// Told the processes that are ours, so that their work is not taken for others'.
+    pub own_processes: Box<dyn Fn(Vec<u32>) + Send + Sync>,
+    /// What the owner has set.
+    pub settings: Settings,
+    /// The owner's time of day.
+    pub zone: TimeZone,
+    /// Where decisions and yields are kept.
+    pub store: Store,
+}
+
+/// What an owner's node does and why, for whoever shows it.
+#[derive(Clone, Debug)]
+pub struct OwnerView {
+    /// The decision.
+    pub decision: Decision,
+    /// It, in plain words.
+    pub sentence: String,
+    /// What the node does.
+    pub activity: Activity,
+    /// How long giving the machine back took so far.
+    pub yields: YieldTimes,
+}
+
+/// Why an owner's node ended.
+#[derive(Debug, Error)]
+pub enum OwnerError {
+    /// Its memory of itself failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// Runs an owner's node until `shutdown`; then the machine is the owner's again. `commands` is what the owner asks for
+/// meanwhile, `view` shows what happens.
+pub async fn run(
+    config: OwnerConfig,
+    mut commands: mpsc::Receiver<Command>,
+    view: watch::Sender<Option<OwnerView>>,
+    shutdown: CancellationToken,
+) -> Result<(), OwnerError> {
+    let mut input = config.presence.input();
+    let mut keeper = Keeper::new(config, view).await?;
+    let mut look = tokio::time::interval(LOOK);
+    look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut input_works = true;
+    let mut commands_work = true;
+    loop {
+        keeper.decide_and_act(&input).await?;
+        tokio::select! {
+            biased;
+            () = shutdown.cancelled() => break,
+            // The first touch: nothing is waited for.
+            changed = input.changed(), if input_works => input_works = changed.is_ok(),
+            finished = shift::finished(&mut keeper.running) => keeper.finish(finished).await?,
+            command = commands.recv(), if commands_work => match command {
+                Some(command) => keeper.obey(command).await?,
+                None => commands_work = false,
+            },
+            _ = look.tick() => {}
+        }
+    }
+    keeper.end().await
+}
+
+struct Keeper {
+    config: OwnerConfig,
+    view: watch::Sender<Option<OwnerView>>,
+    began: Instant,
+    memory: Memory,
+    last: Option<Decision>,
+    running: Option<Running>,
+    /// What went wrong, and until when the owner is told of it.
+    problem: Option<(Problem, Instant)>,
+    problems: Backoff,
+    yields: YieldTimes,
+    tidied: Option<Instant>,
+}
+
+impl Keeper {
+    async fn new(config: OwnerConfig, view: watch::Sender<Option<OwnerView>>) -> Result<Self, OwnerError> {
+        let kept = config.store.setting(MEMORY).await?;
+        let memory = kept.and_then(|text| {
+            let read = serde_json::from_str(&text);
+            read.inspect_err(|error| warn!(%error, "what was remembered cannot be read; a pause may be forgotten")).ok()
+        });
+        let yields = config.store.yield_times().await?;
+        Ok(Self {
+            config,
+            view,
+            began: Instant::now(),
+            memory: memory.unwrap_or_default(),
+            last: None,
+            running: None,
+            problem: None,
+            problems: Backoff::new(&PROBLEMS),
+            yields,
+            tidied: None,
+        })
+    }
+
+    fn moment(&self) -> Moment {
+        Moment { wall: Timestamp::now(), steady: self.began.elapsed() }
+    }
+
+    async fn decide_and_act(&mut self, input: &watch::Receiver<Reading<Instant>>) -> Result<(), OwnerError> {
+        if self.problem.as_ref().is_some_and(|(_, until)| Instant::now() >= *until) {
+            self.problem = None;
+        }
+        let now = self.moment();
+        let activity = self.running.as_ref().map_or(Activity::Idle, |running| running.shift.activity());
+        let signals = signals::of(
+            &self.config.presence.snapshot(),
+            &activity,
+            &self.config.model_name,
+            self.problem.as_ref().map(|(problem, _)| problem.clone()),
+        );
+        let (decision, memory) = decide(&self.config.settings, &self.memory, now, &self.config.zone, &signals);
+        self.memory = memory;
+        // First the owner's machine, then the books.
+        self.act(&decision, now, input);
+        self.config.own_processes.as_ref()(self.running.iter().filter_map(|running| running.shift.process()).collect());
+        if self.last.as_ref().is_none_or(|last| decision.is_transition_from(last)) {
+            self.keep(&decision, now, &signals).await?;
+        }
+        self.show(&decision, now, activity);
+        self.last = Some(decision);
+        Ok(())
+    }
+
+    fn act(&mut self, decision: &Decision, now: Moment, input: &watch::Receiver<Reading<Instant>>) {
+        match decision.action {
+            Action::Share | Action::ShareGently(_) => {
+                if self.running.is_none() && self.problem.is_none() {
+                    self.running = Some(Running::start(self.config.node.clone()));
+                }
+            }
+            Action::Drain(_) => {
+                if let Some(running) = &mut self.running {
+                    running.leave(Manner::Drain, Instant::now(), String::new());
+                }
+            }
+            Action::Stay | Action::Yield => {
+                let Some(running) = &mut self.running else { return };
+                // What asked for it: the input, where it was one.
+                let touched = input.borrow().known().copied();
+                let looked = Instant::now();
+                let recent = |at: &Instant| looked.saturating_duration_since(*at) < Duration::from_secs(2);
+                let event = touched.filter(recent).unwrap_or(looked);
+                running.leave(Manner::Yield, event, decision.sentence(now, &self.config.zone).row());
+            }
+        }
+    }
+
+    /// A shift has ended: keep how long the return took, or tell what went wrong.
+    async fn finish(&mut self, finished: Finished) -> Result<(), OwnerError> {
+        self.running = None;
+        match finished {
+            Finished::GaveBack(record) => {
+                info!(milliseconds = record.given_back(), reason = record.reason, "the machine was given back");
+                self.config.store.gave_back(&record).await?;
+                self.yields = self.config.store.yield_times().await?;
+                self.problems.reset();
+            }
+            Finished::Left => self.problems.reset(),
+            Finished::Problem(problem) => {
+                warn!(what = problem.what, "the node cannot serve");
+                self.problem = Some((problem, Instant::now() + self.problems.next()));
+            }
+        }
+        Ok(())
+    }
+
+    async fn obey(&mut self, command: Command) -> Result<(), OwnerError> {
+        info!(?command, "the owner asks");
+        self.memory = self.memory.obey(command, &self.config.settings, self.moment(), &self.config.zone);
+        self.remember().await
+    }
+
+    async fn keep(&mut self, decision: &Decision, now: Moment, signals: &Signals) -> Result<(), OwnerError> {
+        let sentence = decision.sentence(now, &self.config.zone).to_string();
+        info!(%sentence, "decided");
+        let json = |value: Result<serde_json::Value, serde_json::Error>| {
+            value.inspect_err(|error| error!(%error, "a decision cannot be written")).unwrap_or_default()
+        };
+        let state = json(serde_json::to_value(decision.state));
+        let record = DecisionRecord {
+            at: unix_milliseconds(),
+            state: state.as_str().unwrap_or_default().to_owned(),
+            sentence,
+            decision: json(serde_json::to_value(decision)),
+            signals: json(serde_json::to_value(signals)),
+        };
+        self.config.store.decided(&record).await?;
+        if self.tidied.is_none_or(|at| at.elapsed() >= TIDY) {
+            self.tidied = Some(Instant::now());
+            self.config.store.forget_decisions(record.at.saturating_sub(KEEP.as_millis() as u64)).await?;
+        }
+        self.remember().await
+    }
+
+    async fn remember(&self) -> Result<(), OwnerError> {
+        match serde_json::to_string(&self.memory) {
+            Ok(text) => self.config.store.set_setting(MEMORY, &text).await?,
+            Err(error) => error!(%error, "what is to be remembered cannot be written"),
+        }
+        Ok(())
+    }
+
+    fn show(&self, decision: &Decision, now: Moment, activity: Activity) {
+        let sentence = decision.sentence(now, &self.config.zone).to_string();
+        let view = OwnerView { decision: decision.clone(), sentence, activity, yields: self.yields };
+        self.view.send_replace(Some(view));
+    }
+
+    /// Gives the machine back and remembers.
+    async fn end(mut self) -> Result<(), OwnerError> {
+        if let Some(running) = &mut self.running {
+            running.leave(Manner::Yield, Instant::now(), "the node ends".to_owned());
+            let finished = shift::finished(&mut self.running).await;
+            self.finish(finished).await?;
+        }
+        self.remember().await
+    }
+}
+
+fn unix_milliseconds() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64
+}
