@@ -63,7 +63,7 @@ const HOMES: [(&str, &[&str]); 20] = [
     ("wayland-*", &["pool-sense"]),
     ("windows*", &["pool-sense"]),
     ("tauri*", &["src-tauri"]),
-    ("axum", &["pool-orchestrator", "pool-node"]),
+    ("axum", &["pool-orchestrator", "pool-api"]),
     ("tokenizers", &["pool-models", "xtask"]),
     ("minijinja*", &["pool-models", "xtask"]),
     ("dcap-qvl", &["pool-attest"]),

@@ -37,6 +37,8 @@ const PROBLEMS: [Duration; 4] =
     [Duration::from_secs(15), Duration::from_secs(60), Duration::from_secs(300), Duration::from_secs(900)];
 /// Where the policy's memory is kept among the settings, so that a pause survives a restart.
 const MEMORY: &str = "owner.memory";
+/// Where the settings in force are kept.
+const SETTINGS: &str = "owner.settings";
 
 /// What an owner's node is told when it starts.
 pub struct OwnerConfig {
@@ -56,13 +58,26 @@ pub struct OwnerConfig {
     pub store: Store,
 }
 
-/// What an owner's node does and why, for whoever shows it.
+/// What the owner asks of a running node.
 #[derive(Clone, Debug)]
+pub enum Ask {
+    /// To pause, to go on, to share now.
+    Command(Command),
+    /// To share by other settings from now on.
+    Settings(Box<Settings>),
+}
+
+/// What an owner's node does and why, for whoever shows it.
+#[derive(Clone, Debug, PartialEq)]
 pub struct OwnerView {
     /// The decision.
     pub decision: Decision,
     /// It, in plain words.
     pub sentence: String,
+    /// The reason alone, as a row of a menu.
+    pub row: String,
+    /// What the owner has set.
+    pub settings: Settings,
     /// What the node does.
     pub activity: Activity,
     /// How long giving the machine back took so far.
@@ -77,11 +92,20 @@ pub enum OwnerError {
     Store(#[from] StoreError),
 }
 
-/// Runs an owner's node until `shutdown`; then the machine is the owner's again. `commands` is what the owner asks for
+/// The settings that were in force last, if any were kept.
+pub async fn kept_settings(store: &Store) -> Result<Option<Settings>, OwnerError> {
+    let kept = store.setting(SETTINGS).await?;
+    Ok(kept.and_then(|text| {
+        let read = serde_json::from_str(&text);
+        read.inspect_err(|error| warn!(%error, "the settings that were kept cannot be used; the defaults hold")).ok()
+    }))
+}
+
+/// Runs an owner's node until `shutdown`; then the machine is the owner's again. `asked` is what the owner asks for
 /// meanwhile, `view` shows what happens.
 pub async fn run(
     config: OwnerConfig,
-    mut commands: mpsc::Receiver<Command>,
+    mut asked: mpsc::Receiver<Ask>,
     view: watch::Sender<Option<OwnerView>>,
     shutdown: CancellationToken,
 ) -> Result<(), OwnerError> {
@@ -90,7 +114,7 @@ pub async fn run(
     let mut look = tokio::time::interval(LOOK);
     look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut input_works = true;
-    let mut commands_work = true;
+    let mut somebody_asks = true;
     loop {
         keeper.decide_and_act(&input).await?;
         tokio::select! {
@@ -99,9 +123,10 @@ pub async fn run(
             // The first touch: nothing is waited for.
             changed = input.changed(), if input_works => input_works = changed.is_ok(),
             finished = shift::finished(&mut keeper.running) => keeper.finish(finished).await?,
-            command = commands.recv(), if commands_work => match command {
-                Some(command) => keeper.obey(command).await?,
-                None => commands_work = false,
+            ask = asked.recv(), if somebody_asks => match ask {
+                Some(Ask::Command(command)) => keeper.obey(command).await?,
+                Some(Ask::Settings(settings)) => keeper.set(*settings).await?,
+                None => somebody_asks = false,
             },
             _ = look.tick() => {}
         }
@@ -131,6 +156,7 @@ impl Keeper {
             read.inspect_err(|error| warn!(%error, "what was remembered cannot be read; a pause may be forgotten")).ok()
         });
         let yields = config.store.yield_times().await?;
+        keep_settings(&config).await?;
         Ok(Self {
             config,
             view,
@@ -223,6 +249,12 @@ impl Keeper {
         self.remember().await
     }
 
+    async fn set(&mut self, settings: Settings) -> Result<(), OwnerError> {
+        info!("the owner has changed the settings");
+        self.config.settings = settings;
+        keep_settings(&self.config).await
+    }
+
     async fn keep(&mut self, decision: &Decision, now: Moment, signals: &Signals) -> Result<(), OwnerError> {
         let sentence = decision.sentence(now, &self.config.zone).to_string();
         info!(%sentence, "decided");
@@ -254,9 +286,22 @@ impl Keeper {
     }
 
     fn show(&self, decision: &Decision, now: Moment, activity: Activity) {
-        let sentence = decision.sentence(now, &self.config.zone).to_string();
-        let view = OwnerView { decision: decision.clone(), sentence, activity, yields: self.yields };
-        self.view.send_replace(Some(view));
+        let sentence = decision.sentence(now, &self.config.zone);
+        let view = OwnerView {
+            decision: decision.clone(),
+            sentence: sentence.to_string(),
+            row: sentence.row(),
+            settings: self.config.settings.clone(),
+            activity,
+            yields: self.yields,
+        };
+        self.view.send_if_modified(|shown| {
+            let changed = shown.as_ref() != Some(&view);
+            if changed {
+                *shown = Some(view);
+            }
+            changed
+        });
     }
 
     /// Gives the machine back and remembers.
@@ -268,6 +313,14 @@ impl Keeper {
         }
         self.remember().await
     }
+}
+
+async fn keep_settings(config: &OwnerConfig) -> Result<(), OwnerError> {
+    match serde_json::to_string(&config.settings) {
+        Ok(text) => config.store.set_setting(SETTINGS, &text).await?,
+        Err(error) => error!(%error, "the settings cannot be written"),
+    }
+    Ok(())
 }
 
 fn unix_milliseconds() -> u64 {

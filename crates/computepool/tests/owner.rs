@@ -1,0 +1,216 @@
+//! An owner at a real keyboard: the machine serves while nobody touches it, and is the owner's at the first key.
+
+#![allow(clippy::unwrap_used, reason = "a test ends at the first thing that is not as it must be")]
+
+mod support;
+#[path = "../../pool-sense/tests/support/x_server.rs"]
+#[allow(dead_code, reason = "shared with the tests of the sensors")]
+mod x_server;
+
+use std::{
+    fs,
+    io::{BufRead, BufReader, Read},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use alloy_primitives::Address;
+use nix::sys::signal::Signal;
+use pool_coalition::{Roster, RosterMember, RosterRole};
+use serde_json::Value;
+use support::{Files, PATIENCE, Stream, ask, assert_gone, computepool, descendants, request, run, runs, wait};
+use x_server::XServer;
+
+/// From the key to the machine given back.
+const GIVEN_BACK: Duration = Duration::from_millis(1500);
+const PASSPHRASE: &str = "correct horse battery staple";
+
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// An orchestrator, and the node of an owner who sits at a screen of their own.
+struct Home {
+    screen: XServer,
+    orchestrator: Running,
+    node: Running,
+    state: PathBuf,
+    url: String,
+    _files: Files,
+}
+
+fn with_passphrase(mut command: Command) -> Command {
+    command.env("COMPUTEPOOL_PASSPHRASE", PASSPHRASE);
+    command
+}
+
+fn address_of(command: Command) -> Address {
+    let output = with_passphrase(command).arg("--show-address").output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    text.trim().parse().unwrap_or_else(|_| panic!("no address: {text} {}", String::from_utf8_lossy(&output.stderr)))
+}
+
+impl Home {
+    fn start() -> Self {
+        let files = Files::new();
+        let base = files.state();
+        fs::create_dir_all(&base).unwrap();
+        let (roster, state) = (base.join("roster.json"), base.join("owner"));
+        let orchestrator = || {
+            let mut command = computepool();
+            command.arg("orchestrator").arg("--roster").arg(&roster).arg("--model").arg(files.model());
+            command.arg("--state").arg(base.join("gateway"));
+            command.args(["--api", "127.0.0.1:0", "--shards", "1", "--loopback-only"]);
+            command
+        };
+        let node = |at: &str| {
+            let mut command = computepool();
+            command.arg("node").arg("--roster").arg(&roster).arg("--model").arg(files.model());
+            command.arg("--state").arg(&state).args(["--orchestrator", at, "--threads", "1", "--loopback-only"]);
+            command
+        };
+        let gateway = address_of(orchestrator());
+        let owner = address_of(node("ws://127.0.0.1:1"));
+        let member = |address, name: &str, role| RosterMember { address, name: name.to_owned(), role };
+        let members = vec![member(gateway, "gateway", RosterRole::Gateway), member(owner, "desk", RosterRole::Node)];
+        fs::write(&roster, Roster::new(gateway, members, 0).unwrap().to_json()).unwrap();
+
+        let mut orchestrator = with_passphrase(orchestrator());
+        let orchestrator = orchestrator.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+        let mut orchestrator = Running(orchestrator.spawn().unwrap());
+        let mut said = BufReader::new(orchestrator.0.stderr.take().unwrap()).lines();
+        let listening = said.find_map(|line| line.unwrap().strip_prefix("waiting for nodes at ").map(str::to_owned));
+        let listening = listening.expect("it says where nodes connect");
+        std::thread::spawn(move || said.for_each(drop));
+
+        let screen = XServer::start();
+        // The shortest times that the owner may set.
+        let settings = base.join("settings.json");
+        fs::write(&settings, r#"{ "start_after": 10, "notice": 0, "rest_after_stop": 10 }"#).unwrap();
+        let mut node = with_passphrase(node(&listening));
+        node.arg("--policy").arg("--settings").arg(&settings).arg("--share-cpu").env("DISPLAY", &screen.display);
+        // Nothing of the machine that runs the test: its screen, its desktop, its battery.
+        for variable in ["WAYLAND_DISPLAY", "XDG_RUNTIME_DIR", "DBUS_SESSION_BUS_ADDRESS"] {
+            node.env_remove(variable);
+        }
+        node.env("DBUS_SYSTEM_BUS_ADDRESS", "unix:path=/no/such/bus");
+        node.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+        let node = Running(node.spawn().unwrap());
+        let url = format!("{}/v1", listening.replace("ws://", "http://"));
+        Self { screen, orchestrator, node, state, url, _files: files }
+    }
+
+    fn shard(&self) -> Option<u32> {
+        let below = descendants(self.node.0.id());
+        below.into_iter().find(|(process, line)| line.contains("pool-shard") && runs(*process)).map(|(shard, _)| shard)
+    }
+
+    /// Leaves the machine alone until it serves; how long that took.
+    async fn away(&self) -> Duration {
+        let began = Instant::now();
+        loop {
+            let (status, answer) = ask(&self.url, &request("again", 4, false)).await;
+            if status == 200 {
+                return began.elapsed();
+            }
+            assert_eq!(status, 503, "nothing but the missing coalition keeps it from answering: {answer}");
+            assert!(began.elapsed() < PATIENCE, "the machine does not serve: {answer}");
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+
+    /// Presses a key in the middle of an answer: how long until the client was told, and until the shard was gone.
+    async fn back(&self) -> (Duration, Duration) {
+        let mut stream = Stream::open(&self.url, &request("tell me everything", 3000, true)).await;
+        stream.next().await.expect("the answer begins");
+        let shard = self.shard().expect("it serves with a shard");
+        let pressed = Instant::now();
+        self.screen.xdotool(&["key", "a"]);
+        let told = loop {
+            let event = stream.next().await.expect("a stream that breaks says so");
+            assert_ne!(event, "[DONE]", "an answer that was cut must not look whole");
+            let event: Value = serde_json::from_str(&event).unwrap();
+            if let Some(error) = event.get("error") {
+                let message = error["message"].as_str().unwrap();
+                assert!(message.contains("desk gave its computer back"), "the reason, in plain words: {message}");
+                break pressed.elapsed();
+            }
+        };
+        while runs(shard) {
+            assert!(pressed.elapsed() < GIVEN_BACK, "the shard still runs");
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        let gone = pressed.elapsed();
+        assert!(gone < GIVEN_BACK, "the machine was given back after {gone:?}");
+        (told, gone)
+    }
+}
+
+fn output_of(arguments: &[&str], state: &Path) -> String {
+    let output = run(&[arguments, &["--state", state.to_str().unwrap()]].concat());
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_idle_machine_serves_and_the_first_key_takes_it_back() {
+    let rounds: u64 = std::env::var("COMPUTEPOOL_YIELDS").ok().map_or(2, |text| text.parse().unwrap());
+    let mut home = Home::start();
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert_eq!(home.shard(), None, "nothing is shared before the owner has been away for as long as was set");
+    let mut slowest = Duration::ZERO;
+    for round in 1..=rounds {
+        let away = home.away().await;
+        let (told, gone) = home.back().await;
+        slowest = slowest.max(gone);
+        println!("round {round}: served after {away:?}, client told after {told:?}, machine given back after {gone:?}");
+        assert_eq!(home.shard(), None, "no process is left");
+    }
+    println!("{rounds} yields, the slowest {slowest:?} from key to process gone");
+
+    let status: Value = serde_json::from_str(&output_of(&["status", "--json"], &home.state)).unwrap();
+    assert_eq!((&status["runs"], &status["last"]["state"]), (&Value::from(true), &Value::from("waiting")), "{status}");
+    let given_back = &status["given_back_milliseconds"];
+    assert_eq!(given_back["count"], rounds, "each return was measured and kept: {status}");
+    let p95 = given_back["p95"].as_u64().unwrap();
+    assert!(u128::from(p95) < GIVEN_BACK.as_millis(), "{status}");
+    println!("as the node measured it: {given_back}");
+    let log = output_of(&["log"], &home.state);
+    for sentence in ["Waiting: you are using this computer.", "Earning: you are away. Serving layers 0-3 of noise"] {
+        assert!(log.contains(sentence), "`{sentence}` in\n{log}");
+    }
+
+    let processes = descendants(home.node.0.id());
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(home.node.0.id() as i32), Signal::SIGTERM).unwrap();
+    let ended = wait(&mut home.node.0, Duration::from_secs(5));
+    let mut errors = String::new();
+    home.node.0.stderr.take().unwrap().read_to_string(&mut errors).unwrap();
+    assert_eq!(ended.code(), Some(0), "{errors}");
+    assert!(errors.contains("Earning: you are away."), "it says what it does while it runs: {errors}");
+    assert_gone(&processes);
+    let status = output_of(&["status"], &home.state);
+    assert!(status.starts_with("The node does not run."), "{status}");
+    drop(home.orchestrator);
+}
+
+#[test]
+fn settings_that_cannot_be_are_refused_before_anything_runs() {
+    let files = Files::new();
+    let settings = files.model().join("settings.json");
+    fs::write(&settings, r#"{ "start_after": 1 }"#).unwrap();
+    let mut command = with_passphrase(computepool());
+    command.args(["node", "--orchestrator", "ws://127.0.0.1:1", "--policy", "--roster", "roster.json"]);
+    command.arg("--state").arg(files.state()).arg("--model").arg(files.model()).arg("--settings").arg(&settings);
+    let output = command.output().unwrap();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{errors}");
+    assert!(errors.contains("start_after is 1 second; it must lie between 10 seconds and 24 hours"), "{errors}");
+    let nothing = run(&["status", "--state", files.state().to_str().unwrap()]);
+    assert!(String::from_utf8_lossy(&nothing.stderr).contains("is not the state folder of a"), "{nothing:?}");
+}
