@@ -39,11 +39,11 @@
 //! | | logind's idle hint together with a locked screen or an active screen saver | | signal; 2 s |
 //! | full-screen | the active X11 window | Direct3D and foreground window | 1 s |
 //! | kept awake | GNOME, KDE, logind inhibitors | presentation mode, execution state | 2 s |
-//! | load of others | /proc | performance counters | 2 s |
+//! | load of others | /proc | GetSystemTimes, process list | 2 s |
 //! | GPUs | NVML | NVML | 2 s (30 s without a driver) |
 //! | programs | /proc | process list | 4 s (never, if none is named) |
 //! | power | /sys/class/power_supply | GetSystemPowerStatus | 5 s |
-//! | metered | NetworkManager | NetworkInformation | 5 s |
+//! | metered | NetworkManager | INetworkCostManager | 5 s |
 //!
 //! Where no source of input works, all are tried again every 2 s; where a later one serves, the earlier ones are tried
 //! every 30 s. A value that was not renewed for three intervals and 2 s is unavailable.

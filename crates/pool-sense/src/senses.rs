@@ -76,7 +76,7 @@ pub trait Presence: Send + Sync {
     fn snapshot(&self) -> Snapshot;
 
     /// When the last input was, told anew within 250 ms of the first input after a pause; unavailable while no source
-    /// of input works.
+    /// of input works. A source that has just begun to serve tells the latest moment at which an input may have been.
     fn input(&self) -> watch::Receiver<Reading<Instant>>;
 }
 

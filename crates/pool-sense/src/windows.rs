@@ -1,8 +1,9 @@
-//! Windows: Win32 and WinRT.
+//! Windows: Win32 and COM.
 
 mod input;
 mod network;
 mod power;
+mod processor;
 mod screen;
 
 use pool_types::Reading;
@@ -15,6 +16,7 @@ use crate::{
     values::IdleSource,
 };
 
+pub(crate) use self::processor::Processor;
 use self::{
     input::WindowsInput,
     network::NetworkCost,
@@ -30,7 +32,7 @@ pub(crate) fn sensors(_surroundings: &Surroundings) -> Sensors {
         input,
         full_screen: Box::new(ForegroundWindow),
         kept_awake: Box::new(KeptAwake),
-        metered: Box::new(NetworkCost),
+        metered: Box::new(NetworkCost::default()),
         power: Box::new(PowerStatus),
     }
 }
