@@ -45,7 +45,7 @@ impl Processor {
 #[cfg(not(any(target_os = "linux", windows)))]
 pub(crate) fn sensors(_surroundings: &crate::Surroundings) -> Sensors {
     Sensors {
-        input: OwnerInput::new(Vec::new()),
+        input: OwnerInput::new(Vec::new(), Box::new(crate::controllers::NoControllers)),
         full_screen: Box::new(Unknown),
         kept_awake: Box::new(Unknown),
         metered: Box::new(Unknown),

@@ -36,7 +36,7 @@ const INPUT_STALE_AFTER: Duration = Duration::from_secs(10);
 /// What is known of the owner and the machine at one moment. Each value has its own age.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Snapshot {
-    /// How long nobody has touched keyboard or mouse.
+    /// How long nobody has touched keyboard, mouse or game controller.
     pub input: Sensed<Idle>,
     /// Whether the window in front covers a whole monitor.
     pub full_screen: Sensed<bool>,

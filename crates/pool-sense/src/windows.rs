@@ -1,5 +1,6 @@
 //! Windows: Win32 and COM.
 
+mod controllers;
 mod input;
 mod network;
 mod power;
@@ -18,6 +19,7 @@ use crate::{
 
 pub(crate) use self::processor::Processor;
 use self::{
+    controllers::XInput,
     input::WindowsInput,
     network::NetworkCost,
     power::PowerStatus,
@@ -26,8 +28,9 @@ use self::{
 
 /// The sensors of this system, none of them asked yet.
 pub(crate) fn sensors(_surroundings: &Surroundings) -> Sensors {
-    let open = || Reading::Known(Box::new(WindowsInput::new()) as Box<dyn InputSource>);
-    let input = OwnerInput::new(vec![Candidate { source: IdleSource::Windows, open: Box::new(open) }]);
+    let open = || Reading::Known(Box::new(WindowsInput) as Box<dyn InputSource>);
+    let keyboard_and_mouse = vec![Candidate { source: IdleSource::Windows, open: Box::new(open) }];
+    let input = OwnerInput::new(keyboard_and_mouse, Box::new(XInput::new()));
     Sensors {
         input,
         full_screen: Box::new(ForegroundWindow),

@@ -21,6 +21,7 @@ use pool_sense::{Presence, Senses, Snapshot, Surroundings};
 pub(crate) fn nowhere() -> Surroundings {
     Surroundings {
         power_supplies: Some("/no/such/folder".into()),
+        joysticks: Some("/no/such/folder".into()),
         nvml: Some("/no/such/library.so".into()),
         ..Surroundings::default()
     }
