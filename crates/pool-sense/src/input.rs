@@ -11,6 +11,7 @@ use tokio::sync::watch;
 
 use crate::{
     cell::Cell,
+    controllers::Controllers,
     lane::Stop,
     sensor::{InputSource, LastInput},
     values::IdleSource,
@@ -37,6 +38,7 @@ pub(crate) struct Candidate {
 
 /// Asks the first source that works, in the order given, and looks for another when it stops working.
 pub(crate) struct OwnerInput {
+    controllers: Box<dyn Controllers>,
     candidates: Vec<Candidate>,
     current: Option<(usize, Box<dyn InputSource>)>,
     try_others_at: Instant,
@@ -45,12 +47,27 @@ pub(crate) struct OwnerInput {
 }
 
 impl OwnerInput {
-    pub(crate) fn new(candidates: Vec<Candidate>) -> Self {
+    pub(crate) fn new(candidates: Vec<Candidate>, controllers: Box<dyn Controllers>) -> Self {
         let reason = "nothing here tells when somebody last used this computer".to_owned();
-        Self { candidates, current: None, try_others_at: Instant::now(), reason }
+        Self { controllers, candidates, current: None, try_others_at: Instant::now(), reason }
     }
 
+    /// The last input of keyboard and mouse, or of a game controller if that was later. Controllers alone prove
+    /// nothing: without a source there is no reading.
     pub(crate) fn read(&mut self) -> Reading<Seen> {
+        let played = self.controllers.last_played();
+        self.ask().map(|seen| {
+            let now = Instant::now();
+            let idle = played.map(|played| now.saturating_duration_since(played));
+            match idle.filter(|idle| *idle < seen.0.idle_for(now)) {
+                // It was pressed since the look before.
+                Some(idle) => (LastInput::between(now, idle, idle + SLICE), IdleSource::Controller),
+                None => seen,
+            }
+        })
+    }
+
+    fn ask(&mut self) -> Reading<Seen> {
         let now = Instant::now();
         let mut serves = None;
         if let Some((rank, source)) = &mut self.current {
@@ -146,7 +163,7 @@ mod tests {
     use std::sync::atomic::{AtomicBool, Ordering};
 
     use super::*;
-    use crate::sensor::Sensor;
+    use crate::{controllers::NoControllers, sensor::Sensor};
 
     /// A source that works while its switch is on.
     struct Switched(Arc<AtomicBool>);
@@ -177,7 +194,7 @@ mod tests {
     fn the_first_source_that_works_serves_and_another_takes_over() {
         let (first, second) = (Arc::new(AtomicBool::new(true)), Arc::new(AtomicBool::new(true)));
         let both = vec![candidate(IdleSource::X11, &first), candidate(IdleSource::Mutter, &second)];
-        let mut input = OwnerInput::new(both);
+        let mut input = OwnerInput::new(both, Box::new(NoControllers));
         let who = |input: &mut OwnerInput| input.read().map(|(_, source)| source);
         assert_eq!(who(&mut input), Reading::Known(IdleSource::X11), "both work: the first in order");
         first.store(false, Ordering::SeqCst);
@@ -196,12 +213,54 @@ mod tests {
     #[test]
     fn a_better_source_is_noticed_later() {
         let (first, second) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(true)));
-        let mut input =
-            OwnerInput::new(vec![candidate(IdleSource::X11, &first), candidate(IdleSource::Login, &second)]);
+        let mut input = OwnerInput::new(
+            vec![candidate(IdleSource::X11, &first), candidate(IdleSource::Login, &second)],
+            Box::new(NoControllers),
+        );
         assert_eq!(input.read().map(|(_, source)| source), Reading::Known(IdleSource::Login));
         first.store(true, Ordering::SeqCst);
         assert_eq!(input.read().map(|(_, source)| source), Reading::Known(IdleSource::Login), "not tried every time");
         input.try_others_at = Instant::now();
         assert_eq!(input.read().map(|(_, source)| source), Reading::Known(IdleSource::X11), "the better one serves");
+    }
+
+    /// A keyboard that nobody touches, and a controller that is played since a moment.
+    struct Untouched(Instant);
+
+    impl Sensor<LastInput> for Untouched {
+        fn read(&mut self) -> Reading<LastInput> {
+            let now = Instant::now();
+            Reading::Known(LastInput::from_idle_time(now, now, now - self.0 + Duration::from_secs(600), Duration::ZERO))
+        }
+    }
+
+    impl InputSource for Untouched {
+        fn wait(&mut self, _at_most: Duration) {}
+    }
+
+    struct Played(Option<Instant>);
+
+    impl Controllers for Played {
+        fn last_played(&mut self) -> Option<Instant> {
+            self.0
+        }
+    }
+
+    #[test]
+    fn somebody_who_plays_with_a_controller_is_there() {
+        let start = Instant::now();
+        let open = move || Reading::Known(Box::new(Untouched(start)) as Box<dyn InputSource>);
+        let keyboard = || vec![Candidate { source: IdleSource::X11, open: Box::new(open) }];
+        let mut input = OwnerInput::new(keyboard(), Box::new(Played(None)));
+        let away = input.read().known().copied().expect("the keyboard's source works");
+        assert_eq!(away.1, IdleSource::X11, "nobody plays");
+        input.controllers = Box::new(Played(Some(Instant::now())));
+        let here = input.read().known().copied().expect("the keyboard's source works");
+        assert_eq!(here.1, IdleSource::Controller, "the controller was used later than the keyboard");
+        assert!(here.0.is_news_after(&away.0), "that is an input");
+        let still = input.read().known().copied().expect("the keyboard's source works");
+        assert!(!still.0.is_news_after(&here.0), "but only one");
+        let alone = OwnerInput::new(Vec::new(), Box::new(Played(Some(start)))).read();
+        assert!(alone.known().is_none(), "who does not see the keyboard does not know who is away");
     }
 }

@@ -33,23 +33,25 @@
 //!
 //! | value | Linux, in this order | Windows | every |
 //! |---|---|---|---|
-//! | last input | X11 (XScreenSaver; not under Wayland) | GetLastInputInfo, XInput | 100 ms |
+//! | last input | X11 (XScreenSaver; not under Wayland) | GetLastInputInfo | 100 ms |
 //! | | GNOME (org.gnome.Mutter.IdleMonitor) | | signal; 0.5 s while active, 5 s while idle |
 //! | | ext-idle-notify-v1: KDE, sway, Hyprland | | signal; sign of life every 5 s |
 //! | | logind's idle hint together with a locked screen or an active screen saver | | signal; 2 s |
+//! | | and game controllers: /dev/input/js* | and XInput | with the above, at most 200 ms |
 //! | full-screen | the active X11 window | Direct3D and foreground window | 1 s |
 //! | kept awake | GNOME, KDE, logind inhibitors | presentation mode, execution state | 2 s |
-//! | load of others | /proc | performance counters | 2 s |
+//! | load of others | /proc | GetSystemTimes, process list | 2 s |
 //! | GPUs | NVML | NVML | 2 s (30 s without a driver) |
 //! | programs | /proc | process list | 4 s (never, if none is named) |
 //! | power | /sys/class/power_supply | GetSystemPowerStatus | 5 s |
-//! | metered | NetworkManager | NetworkInformation | 5 s |
+//! | metered | NetworkManager | INetworkCostManager | 5 s |
 //!
 //! Where no source of input works, all are tried again every 2 s; where a later one serves, the earlier ones are tried
 //! every 30 s. A value that was not renewed for three intervals and 2 s is unavailable.
 
 mod bandwidth;
 mod cell;
+mod controllers;
 mod gpu;
 mod host;
 mod input;

@@ -2,6 +2,7 @@
 
 mod bus;
 mod full_screen;
+mod joysticks;
 mod kept_awake;
 mod login;
 mod metered;
@@ -24,16 +25,18 @@ use crate::{
 };
 
 use self::{
-    bus::Bus, full_screen::X11FullScreen, kept_awake::Inhibitors, login::LoginInput, metered::NetworkManager,
-    mutter::MutterInput, power_supply::PowerSupplies, wayland::WaylandInput, x11::X11Input,
+    bus::Bus, full_screen::X11FullScreen, joysticks::Joysticks, kept_awake::Inhibitors, login::LoginInput,
+    metered::NetworkManager, mutter::MutterInput, power_supply::PowerSupplies, wayland::WaylandInput, x11::X11Input,
 };
 
-pub(crate) const POWER_SUPPLIES: &str = "/sys/class/power_supply";
+const POWER_SUPPLIES: &str = "/sys/class/power_supply";
+const JOYSTICKS: &str = "/dev/input";
 
 /// The sensors of this system, none of them asked yet.
 pub(crate) fn sensors(surroundings: &Surroundings) -> Sensors {
+    let joysticks = surroundings.joysticks.clone().unwrap_or_else(|| PathBuf::from(JOYSTICKS));
     // The input has connections of its own: it must not wait until another sensor has been answered.
-    let input = OwnerInput::new(input_candidates(surroundings));
+    let input = OwnerInput::new(input_candidates(surroundings), Box::new(Joysticks::new(joysticks)));
     let session = Arc::new(Mutex::new(Bus::session(surroundings)));
     let system = Arc::new(Mutex::new(Bus::system(surroundings)));
     let power_supplies = surroundings.power_supplies.clone().unwrap_or_else(|| PathBuf::from(POWER_SUPPLIES));

@@ -1,6 +1,8 @@
 //! The sensors that each operating system brings its own of.
 
 use pool_types::Reading;
+#[cfg(not(windows))]
+use sysinfo::{CpuRefreshKind, System};
 
 use crate::{
     input::OwnerInput,
@@ -20,13 +22,30 @@ pub(crate) struct Sensors {
 #[cfg(target_os = "linux")]
 pub(crate) use crate::linux::sensors;
 #[cfg(windows)]
-pub(crate) use crate::windows::sensors;
+pub(crate) use crate::windows::{Processor, sensors};
+
+/// How busy all cores together are.
+#[cfg(not(windows))]
+pub(crate) struct Processor;
+
+#[cfg(not(windows))]
+impl Processor {
+    pub(crate) fn new() -> Self {
+        Self
+    }
+
+    /// Percent of the time since the last look, whoever used it. `system` counts it.
+    pub(crate) fn look(&mut self, system: &mut System) -> Reading<f32> {
+        system.refresh_cpu_specifics(CpuRefreshKind::nothing().with_usage());
+        Reading::Known(system.global_cpu_usage())
+    }
+}
 
 /// A system that we do not know: nothing is guessed.
 #[cfg(not(any(target_os = "linux", windows)))]
 pub(crate) fn sensors(_surroundings: &crate::Surroundings) -> Sensors {
     Sensors {
-        input: OwnerInput::new(Vec::new()),
+        input: OwnerInput::new(Vec::new(), Box::new(crate::controllers::NoControllers)),
         full_screen: Box::new(Unknown),
         kept_awake: Box::new(Unknown),
         metered: Box::new(Unknown),

@@ -12,6 +12,7 @@ use sysinfo::{
 };
 
 use crate::{
+    platform::Processor,
     sensor::{Sensor, because},
     values::Load,
 };
@@ -108,18 +109,19 @@ fn same_name(program: &str, found: &str) -> bool {
 pub(crate) struct LoadOfOthers {
     told: Told,
     system: Option<System>,
+    processor: Processor,
 }
 
 impl LoadOfOthers {
     pub(crate) fn new(told: Told) -> Self {
-        Self { told, system: None }
+        Self { told, system: None, processor: Processor::new() }
     }
 
-    fn refresh(system: &mut System, own: &[Pid]) {
-        system.refresh_cpu_specifics(CpuRefreshKind::nothing().with_usage());
+    fn refresh(processor: &mut Processor, system: &mut System, own: &[Pid]) -> Reading<f32> {
         system.refresh_memory_specifics(MemoryRefreshKind::nothing().with_ram());
         let ours = ProcessRefreshKind::nothing().with_cpu().with_memory().without_tasks();
         system.refresh_processes_specifics(ProcessesToUpdate::Some(own), true, ours);
+        processor.look(system)
     }
 }
 
@@ -133,17 +135,23 @@ impl Sensor<Load> for LoadOfOthers {
             Err(error) => return Reading::Unavailable(because(&error)),
         };
         if is_first {
-            Self::refresh(system, &own);
+            // The cores are counted; their use is looked at below.
+            system.refresh_cpu_specifics(CpuRefreshKind::nothing());
+            // Not worth telling: it is the use since the machine was started.
+            let _ = Self::refresh(&mut self.processor, system, &own);
             thread::sleep(MINIMUM_CPU_UPDATE_INTERVAL);
         }
-        Self::refresh(system, &own);
+        let cpu_all = match Self::refresh(&mut self.processor, system, &own) {
+            Reading::Known(percent) => percent,
+            Reading::Unavailable(reason) => return Reading::Unavailable(reason),
+        };
         let cores = system.cpus().len();
         if cores == 0 || system.total_memory() == 0 {
             return Reading::unavailable("this system does not tell its load");
         }
         let ours: Vec<_> = own.iter().filter_map(|pid| system.process(*pid)).collect();
         let cpu_ours = ours.iter().map(|process| process.cpu_usage()).sum::<f32>() / cores as f32;
-        let cpu_others = (system.global_cpu_usage() - cpu_ours).clamp(0.0, 100.0).round();
+        let cpu_others = (cpu_all - cpu_ours).clamp(0.0, 100.0).round();
         let memory_ours: u64 = ours.iter().map(|process| process.memory()).sum();
         Reading::Known(Load {
             cpu_others_percent: cpu_others as u8,

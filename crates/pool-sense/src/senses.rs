@@ -36,7 +36,7 @@ const INPUT_STALE_AFTER: Duration = Duration::from_secs(10);
 /// What is known of the owner and the machine at one moment. Each value has its own age.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Snapshot {
-    /// How long nobody has touched keyboard or mouse.
+    /// How long nobody has touched keyboard, mouse or game controller.
     pub input: Sensed<Idle>,
     /// Whether the window in front covers a whole monitor.
     pub full_screen: Sensed<bool>,
@@ -76,7 +76,7 @@ pub trait Presence: Send + Sync {
     fn snapshot(&self) -> Snapshot;
 
     /// When the last input was, told anew within 250 ms of the first input after a pause; unavailable while no source
-    /// of input works.
+    /// of input works. A source that has just begun to serve tells the latest moment at which an input may have been.
     fn input(&self) -> watch::Receiver<Reading<Instant>>;
 }
 

@@ -4,7 +4,7 @@ use std::{fmt, time::Duration};
 
 use pool_types::Reading;
 
-/// How long the owner has not touched keyboard or mouse.
+/// How long the owner has not touched keyboard, mouse or game controller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Idle {
     /// Nothing has been touched for this long; never more than the truth.
@@ -13,7 +13,7 @@ pub struct Idle {
     pub source: IdleSource,
 }
 
-/// Who tells when the last input was, in the order in which they are tried.
+/// Who tells when the last input was. The sources of keyboard and mouse are in the order in which they are tried.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum IdleSource {
     /// The X server's own counter (XScreenSaver).
@@ -24,8 +24,10 @@ pub enum IdleSource {
     ExtIdleNotify,
     /// The login manager's idle hint together with a locked screen or an active screen saver.
     Login,
-    /// Windows (GetLastInputInfo) and its game controllers (XInput).
+    /// Windows (GetLastInputInfo).
     Windows,
+    /// A game controller, used later than keyboard and mouse: the kernel's joystick devices, or XInput.
+    Controller,
 }
 
 impl fmt::Display for IdleSource {
@@ -36,6 +38,7 @@ impl fmt::Display for IdleSource {
             Self::ExtIdleNotify => "the Wayland compositor",
             Self::Login => "the login manager and the locked screen",
             Self::Windows => "Windows",
+            Self::Controller => "a game controller",
         })
     }
 }

@@ -1,8 +1,10 @@
-//! Windows: Win32 and WinRT.
+//! Windows: Win32 and COM.
 
+mod controllers;
 mod input;
 mod network;
 mod power;
+mod processor;
 mod screen;
 
 use pool_types::Reading;
@@ -15,7 +17,9 @@ use crate::{
     values::IdleSource,
 };
 
+pub(crate) use self::processor::Processor;
 use self::{
+    controllers::XInput,
     input::WindowsInput,
     network::NetworkCost,
     power::PowerStatus,
@@ -24,13 +28,14 @@ use self::{
 
 /// The sensors of this system, none of them asked yet.
 pub(crate) fn sensors(_surroundings: &Surroundings) -> Sensors {
-    let open = || Reading::Known(Box::new(WindowsInput::new()) as Box<dyn InputSource>);
-    let input = OwnerInput::new(vec![Candidate { source: IdleSource::Windows, open: Box::new(open) }]);
+    let open = || Reading::Known(Box::new(WindowsInput) as Box<dyn InputSource>);
+    let keyboard_and_mouse = vec![Candidate { source: IdleSource::Windows, open: Box::new(open) }];
+    let input = OwnerInput::new(keyboard_and_mouse, Box::new(XInput::new()));
     Sensors {
         input,
         full_screen: Box::new(ForegroundWindow),
         kept_awake: Box::new(KeptAwake),
-        metered: Box::new(NetworkCost),
+        metered: Box::new(NetworkCost::default()),
         power: Box::new(PowerStatus),
     }
 }

@@ -11,12 +11,17 @@ use std::{
     time::{Duration, Instant},
 };
 
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 use pool_sense::{Presence, Senses, Snapshot, Surroundings};
 
 /// Nothing is where a sensor could look, unless a test puts it there.
 pub(crate) fn nowhere() -> Surroundings {
     Surroundings {
         power_supplies: Some("/no/such/folder".into()),
+        joysticks: Some("/no/such/folder".into()),
         nvml: Some("/no/such/library.so".into()),
         ..Surroundings::default()
     }
@@ -51,7 +56,12 @@ pub(crate) struct Running(pub(crate) Child);
 
 impl Drop for Running {
     fn drop(&mut self) {
-        // It may have ended by itself, or be stopped by a test; killing works for both.
+        // Asked first: an X server that is killed leaves its lock behind. It may have ended by itself.
+        let _ = kill(Pid::from_raw(self.0.id() as i32), Signal::SIGTERM);
+        let until = Instant::now() + Duration::from_secs(2);
+        while matches!(self.0.try_wait(), Ok(None)) && Instant::now() < until {
+            thread::sleep(Duration::from_millis(5));
+        }
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
