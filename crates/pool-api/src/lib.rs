@@ -30,6 +30,6 @@ mod wire;
 pub use access::{Access, AccessError};
 pub use server::{Server, ServerError, Sources};
 pub use wire::{
-    ErrorAnswer, ErrorCode, GivenBack, GpuState, OwnerCommand, OwnerState, PastDecision, Stage, UnavailableSensor, Until,
-    typescript,
+    ErrorAnswer, ErrorCode, GivenBack, GpuState, OwnerCommand, OwnerState, PastDecision, Stage, UnavailableSensor,
+    Until, typescript,
 };

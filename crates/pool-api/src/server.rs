@@ -104,15 +104,16 @@ impl Server {
     /// Answers until `shutdown`.
     pub async fn serve(self, sources: Sources, shutdown: CancellationToken) -> Result<(), ServerError> {
         let listeners = Arc::new(Semaphore::new(LISTENERS));
-        let interface =
-            Arc::new(Interface { sources, access: self.access, listeners, shutdown: shutdown.clone() });
+        let interface = Arc::new(Interface { sources, access: self.access, listeners, shutdown: shutdown.clone() });
         let app = Router::new()
             .route("/v1/owner/state", get(state))
             .route("/v1/owner/decisions", get(decisions))
             .route("/v1/owner/settings", get(settings).put(set))
             .route("/v1/owner/commands", post(command))
             .route("/v1/owner/events", get(events))
-            .fallback(|| async { failure(StatusCode::NOT_FOUND, ErrorCode::Other, "There is nothing at this address.", "") })
+            .fallback(|| async {
+                failure(StatusCode::NOT_FOUND, ErrorCode::Other, "There is nothing at this address.", "")
+            })
             .layer(middleware::from_fn_with_state(interface.clone(), admit))
             .layer(DefaultBodyLimit::max(LARGEST_BODY))
             .with_state(interface);
@@ -143,7 +144,9 @@ async fn admit(State(interface): State<Arc<Interface>>, request: Request, next: 
 
 fn names_loopback(headers: &HeaderMap) -> bool {
     let Some(host) = headers.get(header::HOST).and_then(|host| host.to_str().ok()) else { return false };
-    host == "localhost" || host.starts_with("localhost:") || host.parse::<SocketAddr>().is_ok_and(|at| at.ip().is_loopback())
+    host == "localhost"
+        || host.starts_with("localhost:")
+        || host.parse::<SocketAddr>().is_ok_and(|at| at.ip().is_loopback())
 }
 
 fn starting() -> Response {

@@ -5,15 +5,23 @@ use std::{net::SocketAddr, time::Duration};
 
 use futures::StreamExt;
 use jiff::{Timestamp, tz::TimeZone};
-use pool_api::{Access, ErrorAnswer, ErrorCode, OwnerCommand, OwnerState, PastDecision, Server, ServerError, Sources, Stage, Until};
-use pool_node::{Activity, owner::{Ask, OwnerView}};
+use pool_api::{
+    Access, ErrorAnswer, ErrorCode, OwnerCommand, OwnerState, PastDecision, Server, ServerError, Sources, Stage, Until,
+};
+use pool_node::{
+    Activity,
+    owner::{Ask, OwnerView},
+};
 use pool_policy::{Command, Memory, Moment, Seconds, Settings, Signals, Term, decide};
 use pool_store::{DecisionRecord, Store, YieldTimes};
 use pool_types::Reading;
 use reqwest::{Client, Method, StatusCode};
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, watch};
-use tokio_tungstenite::{connect_async, tungstenite::{Message, client::IntoClientRequest}};
+use tokio_tungstenite::{
+    connect_async,
+    tungstenite::{Message, client::IntoClientRequest},
+};
 use tokio_util::sync::CancellationToken;
 
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -173,7 +181,8 @@ async fn nobody_without_the_token_and_no_page_of_a_browser_gets_in() {
     // A name that an attacker points at this machine.
     let rebound = interface.client.get(&url).bearer_auth(&interface.access.token).header("host", "evil.example");
     assert_eq!(rebound.send().await.unwrap().status(), StatusCode::FORBIDDEN);
-    let answer = interface.client.get(&url).bearer_auth(&interface.access.token).header("origin", "https://evil.example");
+    let answer =
+        interface.client.get(&url).bearer_auth(&interface.access.token).header("origin", "https://evil.example");
     let answer = answer.send().await.unwrap();
     assert!(!answer.headers().contains_key("access-control-allow-origin"), "no other origin may read it");
     let huge = vec![b' '; 100 << 10];
