@@ -30,6 +30,10 @@ pub(crate) enum Command {
     Node(NodeArguments),
     /// Show what an owner's node does, and why
     Status(OwnerStateArguments),
+    /// Give the machine back and share nothing for a while
+    Pause(OwnerPauseArguments),
+    /// Share by the settings again, or now
+    Resume(OwnerResumeArguments),
     /// Show what an owner's node decided over the last seven days
     Log(OwnerLogArguments),
     /// Run an orchestrator that nodes on other machines register with
@@ -304,6 +308,35 @@ pub(crate) struct OwnerStateArguments {
     /// As JSON
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct OwnerPauseArguments {
+    /// The state folder of `node --policy`
+    #[arg(long, value_name = "FOLDER")]
+    pub(crate) state: PathBuf,
+    /// For so many minutes [default: until you resume]
+    #[arg(long, value_name = "MINUTES", value_parser = clap::value_parser!(u32).range(1..=10080))]
+    pub(crate) minutes: Option<u32>,
+    /// Until tomorrow, 8:00
+    #[arg(long, conflicts_with = "minutes")]
+    pub(crate) until_tomorrow: bool,
+    /// Let what runs come to its end, then pause until you resume
+    #[arg(long, conflicts_with_all = ["minutes", "until_tomorrow"])]
+    pub(crate) finish: bool,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct OwnerResumeArguments {
+    /// The state folder of `node --policy`
+    #[arg(long, value_name = "FOLDER")]
+    pub(crate) state: PathBuf,
+    /// Share now, even while you use the machine, until you pause or resume
+    #[arg(long)]
+    pub(crate) now: bool,
+    /// With --now: for so many minutes
+    #[arg(long, value_name = "MINUTES", requires = "now", value_parser = clap::value_parser!(u32).range(1..=10080))]
+    pub(crate) minutes: Option<u32>,
 }
 
 #[derive(Clone, Debug, Args)]

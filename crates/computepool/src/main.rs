@@ -47,6 +47,8 @@ fn main() -> ExitCode {
         Command::Down(arguments) => detach::down(&arguments),
         Command::Node(arguments) => node::run(arguments),
         Command::Status(arguments) => owner::status(&arguments),
+        Command::Pause(arguments) => owner::pause(&arguments),
+        Command::Resume(arguments) => owner::resume(&arguments),
         Command::Log(arguments) => owner::log(&arguments),
         Command::Orchestrator(arguments) => orchestrator::run(arguments),
         Command::Chat(arguments) => chat::run(*arguments),

@@ -36,7 +36,7 @@ pub(crate) fn run(arguments: NodeArguments) -> Result<ExitCode> {
             measure_capabilities(&HostSense, limits)?
         }
     };
-    let policy = arguments.policy.then(|| owner::settings(&arguments)).transpose()?;
+    let policy = arguments.policy.then(|| owner::wishes(&arguments)).transpose()?;
     let state = arguments.state.clone();
     let config = NodeConfig {
         orchestrator: arguments.orchestrator,
@@ -59,7 +59,7 @@ pub(crate) fn run(arguments: NodeArguments) -> Result<ExitCode> {
             stop::with_parent(shutdown.clone());
         }
         match policy {
-            Some(settings) => owner::run(config, &state, settings, shutdown).await?,
+            Some(wishes) => owner::run(config, &state, wishes, shutdown).await?,
             None => pool_node::run(config, shutdown).await?,
         }
         Ok(ExitCode::SUCCESS)

@@ -1,14 +1,17 @@
-//! `computepool node --policy`, and what it did: `computepool status` and `log`.
+//! `computepool node --policy`, what the owner asks of it (`computepool pause`, `resume`), and what it did (`status`, `log`).
 
 use std::{
     fs,
+    net::SocketAddr,
     path::{Path, PathBuf},
     process::ExitCode,
     sync::Arc,
+    time::Duration,
 };
 
 use anyhow::{Context, Result, bail};
 use jiff::tz::TimeZone;
+use pool_api::{Access, ErrorAnswer, OwnerCommand, OwnerState, Server, Sources, Until};
 use pool_node::{NodeConfig, owner};
 use pool_policy::Settings;
 use pool_sense::{Senses, Surroundings};
@@ -18,38 +21,53 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    arguments::{NodeArguments, OwnerLogArguments, OwnerStateArguments},
+    arguments::{NodeArguments, OwnerLogArguments, OwnerPauseArguments, OwnerResumeArguments, OwnerStateArguments},
     serving,
     state::StateFolder,
     when::utc,
 };
+
+/// A node on this machine answers within this.
+const INTERFACE: Duration = Duration::from_secs(10);
 
 /// The node's memory of itself, in its state folder.
 fn database(state: &Path) -> PathBuf {
     state.join("node.db")
 }
 
-/// When to share, from the owner's file and flags.
-pub(crate) fn settings(arguments: &NodeArguments) -> Result<Settings> {
-    let mut settings = match &arguments.settings {
-        None => Settings::default(),
+/// When to share, as the command line says it.
+pub(crate) struct Wishes {
+    /// From the owner's file; without one, what was in force last.
+    settings: Option<Settings>,
+    share_cpu: bool,
+}
+
+/// Reads the owner's file, before anything runs.
+pub(crate) fn wishes(arguments: &NodeArguments) -> Result<Wishes> {
+    let settings = match &arguments.settings {
+        None => None,
         Some(file) => {
             let text = fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
-            serde_json::from_str(&text).with_context(|| format!("{} holds no usable settings", file.display()))?
+            let read = serde_json::from_str(&text);
+            Some(read.with_context(|| format!("{} holds no usable settings", file.display()))?)
         }
     };
-    settings.share_cpu |= arguments.share_cpu;
-    Ok(settings)
+    Ok(Wishes { settings, share_cpu: arguments.share_cpu })
 }
 
 /// Runs an owner's node with the real sensors until `shutdown`.
-pub(crate) async fn run(node: NodeConfig, state: &Path, settings: Settings, shutdown: CancellationToken) -> Result<()> {
+pub(crate) async fn run(node: NodeConfig, state: &Path, wishes: Wishes, shutdown: CancellationToken) -> Result<()> {
     // Two nodes of one owner would each believe that the machine is theirs to give back.
     let folder = StateFolder::lock(state)?;
     let store = Store::open(database(folder.path())).await?;
     if let Some(aside) = store.set_aside() {
         eprintln!("The node's database could not be read; it was kept as {}.", aside.display());
     }
+    let mut settings = match wishes.settings {
+        Some(settings) => settings,
+        None => owner::kept_settings(&store).await?.unwrap_or_default(),
+    };
+    settings.share_cpu |= wishes.share_cpu;
     let senses = Arc::new(Senses::start(&Surroundings::of_this_process())?);
     senses.set_programs(settings.wait_for_programs.clone());
     let ours = senses.clone();
@@ -64,6 +82,12 @@ pub(crate) async fn run(node: NodeConfig, state: &Path, settings: Settings, shut
         store: store.clone(),
     };
     let (view, mut seen) = watch::channel(None);
+    let (asks, asked) = mpsc::channel(16);
+    let server = Server::bind(SocketAddr::from(([127, 0, 0, 1], 0))).await?;
+    server.access().write(folder.path())?;
+    let sources = Sources { view: seen.clone(), asks, store: store.clone() };
+    let closing = CancellationToken::new();
+    let interface = tokio::spawn(server.serve(sources, closing.clone()));
     let tell = tokio::spawn(async move {
         let mut last = String::new();
         while seen.changed().await.is_ok() {
@@ -77,12 +101,48 @@ pub(crate) async fn run(node: NodeConfig, state: &Path, settings: Settings, shut
             }
         }
     });
-    // The tray and the window will ask for things; a headless node is asked for nothing.
-    let (_nobody, commands) = mpsc::channel(1);
-    let ended = owner::run(config, commands, view, shutdown).await;
+    let ended = owner::run(config, asked, view, shutdown).await;
+    Access::remove(folder.path());
+    closing.cancel();
     let _ = tell.await;
+    interface.await.context("the interface crashed")??;
     store.close().await;
     Ok(ended?)
+}
+
+/// `computepool pause`.
+pub(crate) fn pause(arguments: &OwnerPauseArguments) -> Result<ExitCode> {
+    let until = match (arguments.until_tomorrow, arguments.minutes) {
+        (true, _) => Until::Tomorrow,
+        (false, Some(minutes)) => Until::For { seconds: 60 * minutes },
+        (false, None) => Until::Told,
+    };
+    let wish = if arguments.finish { OwnerCommand::FinishThenPause } else { OwnerCommand::Pause { until } };
+    ask(&arguments.state, wish)
+}
+
+/// `computepool resume`.
+pub(crate) fn resume(arguments: &OwnerResumeArguments) -> Result<ExitCode> {
+    let until = arguments.minutes.map_or(Until::Told, |minutes| Until::For { seconds: 60 * minutes });
+    ask(&arguments.state, if arguments.now { OwnerCommand::ShareNow { until } } else { OwnerCommand::Resume })
+}
+
+/// Asks the node that runs with this state folder, and prints what it does then.
+fn ask(folder: &Path, command: OwnerCommand) -> Result<ExitCode> {
+    serving::runtime(1)?.block_on(async {
+        let access = Access::read(folder)?;
+        let client = reqwest::Client::builder().no_proxy().timeout(INTERFACE).build()?;
+        let request = client.post(format!("http://{}/v1/owner/commands", access.address));
+        let answer = request.bearer_auth(&access.token).json(&command).send().await;
+        let answer = answer.with_context(|| format!("no node answers for {}; does it still run?", folder.display()))?;
+        if !answer.status().is_success() {
+            let error: ErrorAnswer = answer.json().await.context("the node's answer is not understood")?;
+            bail!("{} {}", error.message, error.next_action);
+        }
+        let state: OwnerState = answer.json().await.context("the node's answer is not understood")?;
+        println!("{}", state.sentence);
+        Ok(ExitCode::SUCCESS)
+    })
 }
 
 /// `computepool status`.

@@ -174,10 +174,17 @@ async fn an_idle_machine_serves_and_the_first_key_takes_it_back() {
     }
     println!("{rounds} yields, the slowest {slowest:?} from key to process gone");
 
-    let status: Value = serde_json::from_str(&output_of(&["status", "--json"], &home.state)).unwrap();
+    // The book is written after the machine was given back.
+    let written = Instant::now();
+    let status = loop {
+        let status: Value = serde_json::from_str(&output_of(&["status", "--json"], &home.state)).unwrap();
+        if status["given_back_milliseconds"]["count"] == rounds {
+            break status;
+        }
+        assert!(written.elapsed() < Duration::from_secs(5), "each return is measured and kept: {status}");
+    };
     assert_eq!((&status["runs"], &status["last"]["state"]), (&Value::from(true), &Value::from("waiting")), "{status}");
     let given_back = &status["given_back_milliseconds"];
-    assert_eq!(given_back["count"], rounds, "each return was measured and kept: {status}");
     let p95 = given_back["p95"].as_u64().unwrap();
     assert!(u128::from(p95) < GIVEN_BACK.as_millis(), "{status}");
     println!("as the node measured it: {given_back}");
@@ -185,6 +192,12 @@ async fn an_idle_machine_serves_and_the_first_key_takes_it_back() {
     for sentence in ["Waiting: you are using this computer.", "Earning: you are away. Serving layers 0-3 of noise"] {
         assert!(log.contains(sentence), "`{sentence}` in\n{log}");
     }
+
+    // The owner says no, and yes, from another terminal.
+    let paused = output_of(&["pause", "--minutes", "30"], &home.state);
+    assert!(paused.starts_with("Paused: "), "{paused}");
+    let resumed = output_of(&["resume"], &home.state);
+    assert!(resumed.starts_with("Waiting: "), "{resumed}");
 
     let processes = descendants(home.node.0.id());
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(home.node.0.id() as i32), Signal::SIGTERM).unwrap();
@@ -196,6 +209,8 @@ async fn an_idle_machine_serves_and_the_first_key_takes_it_back() {
     assert_gone(&processes);
     let status = output_of(&["status"], &home.state);
     assert!(status.starts_with("The node does not run."), "{status}");
+    let nobody = run(&["pause", "--state", home.state.to_str().unwrap()]);
+    assert!(String::from_utf8_lossy(&nobody.stderr).contains("no node runs with the state folder"), "{nobody:?}");
     drop(home.orchestrator);
 }
 
