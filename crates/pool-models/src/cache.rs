@@ -527,3 +527,19 @@ fn read_note<T: for<'de> Deserialize<'de>>(path: &Path) -> Option<T> {
     }
     serde_json::from_slice(&fs::read(path).ok()?).ok()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_full_disk_and_a_used_up_quota_are_said_as_such() {
+        for (number, name) in [(28, "ENOSPC"), (122, "EDQUOT")] {
+            let error = failed("write", Path::new("models/x"))(io::Error::from_raw_os_error(number));
+            assert!(matches!(error, CacheError::DiskFull(_)), "{name} gives {error}");
+        }
+        let other = failed("write", Path::new("models/x"))(io::Error::from_raw_os_error(5));
+        assert!(other.to_string().starts_with("cannot write models/x: "), "{other}");
+    }
+}

@@ -186,7 +186,8 @@ impl Model {
         if !metadata.is_dir() {
             return gguf_file::open(path);
         }
-        if path.join(cache::MANIFEST).exists() {
+        // A model's own folder may hold a file of that name too, beside its configuration.
+        if path.join(cache::MANIFEST).exists() && !path.join("config.json").exists() {
             return cached::open(path);
         }
         if !path.join("config.json").exists()

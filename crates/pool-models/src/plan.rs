@@ -13,8 +13,12 @@ use crate::{
     source::TensorName,
 };
 
-/// One request asks for at most this much, so that several hosts and connections share the work evenly.
+/// One request asks for at most this much, so that what fails is tried again soon.
 const RUN_BYTES: u64 = 64 << 20;
+/// There are about so many requests or more, for connections and hosts to share the work evenly...
+const RUNS: u64 = 16;
+/// ...but none for fewer pieces than this, unless no more lie together.
+const RUN_PIECES: u64 = 4;
 /// Neighbours as close as this are fetched by one request, the bytes between them thrown away, such as the padding
 /// between GGUF tensors.
 const BRIDGE_BYTES: u64 = 4 << 10;
@@ -142,7 +146,7 @@ impl Plan {
         };
         let wanted = items.iter().map(|item| item.content.length).sum();
         let missing = pieces.iter().map(|(_, piece)| u64::from(piece.length)).sum();
-        Self { items, runs: runs(pieces, missing), whole_files, wanted, missing }
+        Self { items, runs: runs(pieces, missing, manifest.piece_bytes), whole_files, wanted, missing }
     }
 
     /// Bytes of everything wanted, whether it is there or not.
@@ -162,14 +166,15 @@ impl Plan {
 }
 
 /// Joins pieces into requests.
-fn runs(mut pieces: Vec<(usize, PiecePlace)>, missing: u64) -> Vec<Run> {
+fn runs(mut pieces: Vec<(usize, PiecePlace)>, missing: u64, piece_bytes: u32) -> Vec<Run> {
+    let most = (missing / RUNS).max(RUN_PIECES * u64::from(piece_bytes)).min(RUN_BYTES.max(u64::from(piece_bytes)));
     pieces.sort_by_key(|(file, piece)| (*file, piece.start));
     let mut to_throw_away = missing / BRIDGE_SHARE;
     let mut runs: Vec<Run> = Vec::new();
     for (file, piece) in pieces {
         if let Some(run) = runs.last_mut()
             && run.file == file
-            && piece.end().saturating_sub(run.start()) <= RUN_BYTES
+            && piece.end().saturating_sub(run.start()) <= most
             && let Some(gap) = piece.start.checked_sub(run.end())
             && gap <= BRIDGE_BYTES.min(to_throw_away)
         {

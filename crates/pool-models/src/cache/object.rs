@@ -81,10 +81,17 @@ impl Cache {
         fs::metadata(self.part_path(content.key)).map_or(0, |metadata| super::room::on_disk(&metadata))
     }
 
+    /// What was recorded of an object's pieces; after a kill at the last step the record lies where it was written.
+    fn recorded(&self, key: B256) -> Result<BTreeMap<u32, B256>, CacheError> {
+        let (kept, _) = read_record(&self.pieces_path(key))?;
+        if kept.is_empty() { Ok(read_record(&self.record_path(key))?.0) } else { Ok(kept) }
+    }
+
     pub(super) fn delete_object(&self, key: B256) -> Result<(), CacheError> {
         let path = self.object_path(key);
         fs::remove_file(&path).map_err(failed("remove", &path))?;
-        remove_if_there(&self.pieces_path(key))
+        remove_if_there(&self.pieces_path(key))?;
+        remove_if_there(&self.record_path(key))
     }
 
     /// Hashes a whole content again; `None` where it is not here.
@@ -97,8 +104,7 @@ impl Cache {
         if file.metadata().map_err(failed("open", &path))?.len() != content.length {
             return Ok(Some(false));
         }
-        let known =
-            if content.pieces.is_empty() { read_record(&self.pieces_path(content.key))?.0 } else { BTreeMap::new() };
+        let known = if content.pieces.is_empty() { self.recorded(content.key)? } else { BTreeMap::new() };
         for piece in 0..content.piece_count(piece_bytes) {
             let expected = content.pieces.get(piece as usize).or(known.get(&piece));
             let (_, length) = content.piece_place(piece, piece_bytes);
@@ -264,12 +270,11 @@ impl Partial {
         let object = self.cache.object_path(key);
         let folder = object.parent().unwrap_or(&object);
         fs::create_dir_all(folder).map_err(failed("make the folder", folder))?;
+        fs::rename(&part, &object).map_err(failed("rename", &part))?;
         let record = self.cache.record_path(key);
         if self.content.pieces.is_empty() {
-            let kept = self.cache.pieces_path(key);
-            fs::rename(&record, &kept).map_err(failed("rename", &record))?;
+            fs::rename(&record, self.cache.pieces_path(key)).map_err(failed("rename", &record))?;
         }
-        fs::rename(&part, &object).map_err(failed("rename", &part))?;
         sync_folder(folder)?;
         (state.file, state.record) = (None, None);
         remove_if_there(&record)

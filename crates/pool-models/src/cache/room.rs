@@ -241,7 +241,7 @@ impl Cache {
 impl Candidate {
     /// Deletes it, unless somebody is writing it.
     fn delete(&self) -> Result<bool, CacheError> {
-        let lock = self.paths.last().filter(|_| self.partial).map(|path| File::open(path));
+        let lock = self.paths.last().filter(|_| self.partial).map(File::open);
         let Some(lock) = lock.transpose().ok() else { return Ok(false) };
         if lock.as_ref().is_some_and(|file| file.try_lock().is_err()) {
             return Ok(false);

@@ -266,7 +266,7 @@ impl Actor {
                 let abort = self.tasks.spawn(async move {
                     let room =
                         spawn_blocking(move || cache.make_room(needed, budget, space.as_ref()).map(|_| ())).await;
-                    (id, End::Room(room.unwrap_or_else(|_| Ok(()))))
+                    (id, End::Room(room.unwrap_or(Ok(()))))
                 });
                 job.tasks.insert(abort.id(), Doing { abort, fetching: None });
             }

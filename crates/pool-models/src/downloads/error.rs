@@ -240,7 +240,7 @@ pub enum DownloadError {
         /// The host.
         host: String,
         /// What is wrong with it.
-        source: Unusable,
+        source: Box<Unusable>,
     },
     /// Part of the program broke off.
     #[error("the download broke off because of a fault in this program; resume it")]

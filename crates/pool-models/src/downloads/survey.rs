@@ -65,7 +65,7 @@ struct Head {
 
 impl Surveyor<'_> {
     fn unusable(&self, source: Unusable) -> DownloadError {
-        DownloadError::Unusable { host: self.mirror.host(), source }
+        DownloadError::Unusable { host: self.mirror.host(), source: Box::new(source) }
     }
 
     async fn ask(&self, path: &str, range: std::ops::Range<u64>, etag: Option<&str>) -> Result<Reply, HostError> {

@@ -114,12 +114,15 @@ pub(crate) fn shard_names(path: &Path, index: &Value) -> Result<Vec<String>, Ope
     Ok(names.into_iter().collect())
 }
 
+/// Reads a small file by its name; `None` where there is none.
+type ReadWord<'a> = dyn Fn(&str) -> Result<Option<Vec<u8>>, OpenError> + 'a;
+
 /// A model's small files, wherever they are kept.
 pub(super) struct Folder<'a> {
     /// Where they are said to be, for messages.
     pub(super) path: &'a Path,
-    /// Their bytes by name, `None` where there are none.
-    pub(super) read: &'a dyn Fn(&str) -> Result<Option<Vec<u8>>, OpenError>,
+    /// How they are read.
+    pub(super) read: &'a ReadWord<'a>,
 }
 
 impl Folder<'_> {

@@ -28,6 +28,7 @@ async fn every_range_of_every_format_costs_its_own_bytes_and_reads_as_the_origin
                 let ratio = served as f64 / bytes as f64;
                 assert!(ratio <= 1.02, "{format}, {length} layers from {start}: {ratio} of the layers' bytes");
                 assert!(served >= bytes, "nothing comes from nowhere");
+                assert!(server.seen().iter().all(|seen| seen.range.is_some()), "every request names its bytes");
                 assert!(cached.tokenizer.is_none(), "a shard needs no tokenizer, and got none");
             }
         }

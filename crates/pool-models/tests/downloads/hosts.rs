@@ -116,7 +116,7 @@ async fn a_file_of_another_length_is_refused() {
         length + 1000
     );
     assert_eq!(scene.fails().await, expected);
-    assert!(scene.server.seen().iter().all(|seen| seen.sent <= 1 << 20), "it was not read to the end");
+    assert_eq!(scene.server.seen().len(), 1, "once is enough to know");
 }
 
 #[tokio::test(flavor = "multi_thread")]
