@@ -26,7 +26,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let model = RemoteModel::Folder { name: mirror.host() };
     let manifest = Arc::new(downloads.survey(&mirror, &model).await?);
     let wanted = Wanted::shard(layers.parse()?, &manifest.config);
-    let download = Download { manifest, signature: None, wanted, mirrors: vec![mirror], priority: 0 };
+    let download = Download { manifest, signature: None, owner: None, wanted, mirrors: vec![mirror], priority: 0 };
     let id = downloads.add(download).await?;
 
     let mut list = downloads.watch();

@@ -25,7 +25,7 @@ mod work;
 
 use std::{fmt, path::PathBuf, sync::Arc, time::Duration};
 
-use alloy_primitives::B256;
+use alloy_primitives::{Address, B256};
 use pool_types::ByteSize;
 use tokio::{
     sync::{mpsc, oneshot, watch},
@@ -42,7 +42,7 @@ use self::{
 };
 use crate::{
     cache::{Budget, Cache, Space},
-    manifest::{Manifest, SignedManifest},
+    manifest::{Manifest, ManifestError, SignedManifest},
     plan::Wanted,
 };
 
@@ -83,9 +83,10 @@ impl Default for DownloadOptions {
 pub struct Download {
     /// The model.
     pub manifest: Arc<Manifest>,
-    /// The signature its manifest came with. Whether it is the pool's owner's is for the caller to check, with
-    /// [`SignedManifest::check`].
+    /// The signature its manifest came with.
     pub signature: Option<SignedManifest>,
+    /// Who must have made that signature: the pool's owner. `None` for a model that the operator chose for themself.
+    pub owner: Option<Address>,
     /// Which part of it.
     pub wanted: Wanted,
     /// Who has it.
@@ -161,7 +162,9 @@ impl fmt::Display for DownloadStatus {
         write!(f, "{}: {} of {}", self.name, self.done, self.total)?;
         match self.state {
             DownloadState::Downloading => {
-                write!(f, ", {}/s", self.speed)?;
+                if self.speed.0 > 0 {
+                    write!(f, ", {}/s", self.speed)?;
+                }
                 match self.left.map(|left| left.as_secs()) {
                     Some(seconds @ 0..60) => write!(f, ", {seconds} s left"),
                     Some(seconds @ 60..3600) => write!(f, ", {} min left", seconds.div_ceil(60)),
@@ -213,6 +216,10 @@ impl Downloads {
     pub async fn add(&self, download: Download) -> Result<DownloadId, DownloadError> {
         if download.mirrors.is_empty() {
             return Err(DownloadError::NoMirror);
+        }
+        if let Some(owner) = download.owner {
+            let signature = download.signature.as_ref().ok_or(ManifestError::Signature)?;
+            signature.check(&download.manifest, owner)?;
         }
         let (cache, added) = (self.cache.clone(), download.clone());
         let registered = spawn_blocking(move || {

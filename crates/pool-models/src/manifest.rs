@@ -68,7 +68,8 @@ pub struct WeightFile {
     /// together again from header and tensors.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sha256: Option<B256>,
-    /// The ETag a host gave it, where the manifest was made from a host's headers.
+    /// The ETag a host gave it, or for want of one the date of its last change, where the manifest was made from a
+    /// host's headers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub etag: Option<String>,
     /// Everything before the first tensor.

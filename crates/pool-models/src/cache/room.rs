@@ -177,7 +177,8 @@ impl Cache {
             let manifest = match self.manifest(hash) {
                 Ok(manifest) => manifest,
                 // Without its manifest a model names nothing and cannot be used.
-                Err(CacheError::Manifest { .. } | CacheError::Io { .. }) => continue,
+                Err(CacheError::Manifest { .. }) => continue,
+                Err(CacheError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => continue,
                 Err(error) => return Err(error),
             };
             let Use { pinned, assigned } = read_note(&self.model_path(hash).join(USE)).unwrap_or_default();

@@ -42,7 +42,7 @@ pub enum HostError {
         path: String,
     },
     /// It asks for a pause.
-    #[error("{host} is busy (status {status}); the download goes on by itself in {} seconds", after.unwrap_or_default().as_secs())]
+    #[error("{host} is busy (status {status}) and wants us to wait {}; the download goes on by itself", said(*after))]
     Busy {
         /// The host.
         host: String,
@@ -161,6 +161,14 @@ pub enum HostError {
     },
 }
 
+fn said(after: Option<Duration>) -> String {
+    match after.map(|after| after.as_secs()) {
+        None => "a while".to_owned(),
+        Some(1) => "a second".to_owned(),
+        Some(seconds) => format!("{seconds} seconds"),
+    }
+}
+
 /// What to do after a failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
@@ -208,6 +216,9 @@ pub enum DownloadError {
     /// No download of that number.
     #[error("there is no such download; it has been removed from the list")]
     Unknown,
+    /// The manifest is not the pool's owner's.
+    #[error(transparent)]
+    Manifest(#[from] ManifestError),
     /// The program is ending.
     #[error("downloads have been stopped; start the program again")]
     Stopped,

@@ -7,7 +7,7 @@ use reqwest::{
     Client, Response, StatusCode, Url,
     header::{
         ACCEPT_ENCODING, AUTHORIZATION, CONTENT_ENCODING, CONTENT_RANGE, ETAG, HeaderMap, HeaderValue, IF_RANGE,
-        LOCATION, RANGE, RETRY_AFTER,
+        LAST_MODIFIED, LOCATION, RANGE, RETRY_AFTER,
     },
 };
 use tokio::time::timeout;
@@ -116,6 +116,8 @@ pub(crate) struct Ask<'a> {
     pub(crate) length: Option<u64>,
     /// The ETag it had before.
     pub(crate) etag: Option<&'a str>,
+    /// Takes the date of its last change for want of an ETag: where no hash tells whether it has changed.
+    pub(crate) dated: bool,
 }
 
 /// An answer whose head has been checked.
@@ -130,6 +132,7 @@ pub(crate) struct Reply {
     pub(crate) partial: bool,
     /// The file's length, where the host says it.
     pub(crate) length: Option<u64>,
+    /// Its ETag, or what stands in for it.
     pub(crate) etag: Option<String>,
     /// SHA-256 of the whole file, where the host publishes it as Hugging Face does.
     pub(crate) sha256: Option<B256>,
@@ -189,7 +192,7 @@ impl Http {
             .header(RANGE, format!("bytes={}-{last}", ask.range.start))
             .header(ACCEPT_ENCODING, "identity");
         // A weak tag cannot be asked for; it is compared below.
-        if let Some(etag) = ask.etag.filter(|etag| etag.starts_with('"')) {
+        if let Some(etag) = ask.etag.filter(|etag| !etag.starts_with("W/")) {
             request = request.header(IF_RANGE, etag);
         }
         if let Some(authorization) = mirror.authorization(url) {
@@ -208,7 +211,8 @@ impl Http {
         let status = response.status();
         let headers = response.headers();
         let wrong = |said: String| HostError::Range { host: host.clone(), path: path.clone(), said };
-        let etag = text(headers, ETAG.as_str()).filter(|etag| !etag.is_empty());
+        let dated = || text(headers, LAST_MODIFIED.as_str()).filter(|_| ask.dated);
+        let etag = text(headers, ETAG.as_str()).or_else(dated).filter(|etag| !etag.is_empty());
         let encoded = text(headers, CONTENT_ENCODING.as_str()).is_some_and(|encoding| encoding != "identity");
         match status {
             StatusCode::PARTIAL_CONTENT | StatusCode::OK => {}

@@ -69,7 +69,7 @@ impl Surveyor<'_> {
     }
 
     async fn ask(&self, path: &str, range: std::ops::Range<u64>, etag: Option<&str>) -> Result<Reply, HostError> {
-        self.http.ask(self.mirror, &Ask { path, range, length: None, etag }).await
+        self.http.ask(self.mirror, &Ask { path, range, length: None, etag, dated: true }).await
     }
 
     /// The first `wanted` bytes of a file, or all of a shorter one.

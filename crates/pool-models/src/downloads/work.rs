@@ -74,6 +74,7 @@ pub(crate) type SharedRun = Arc<Mutex<Run>>;
 pub(crate) struct Work {
     pub(crate) cache: Cache,
     pub(crate) manifest: Arc<Manifest>,
+    hashed: bool,
     pub(crate) plan: Plan,
     pub(crate) http: Http,
     pub(crate) bandwidth: Arc<Bandwidth>,
@@ -103,6 +104,7 @@ impl Work {
         let queue = Mutex::new(std::mem::take(&mut plan.runs).into());
         Self {
             cache,
+            hashed: manifest.is_hashed(),
             manifest,
             plan,
             http,
@@ -133,6 +135,7 @@ impl Work {
                 range: range.clone(),
                 length: Some(self.manifest.length(file)),
                 etag: etag.as_deref().or(known.as_deref()),
+                dated: !self.hashed,
             };
             let mut reply = self.http.ask(&link.mirror, &ask).await.map_err(|error| Stop::Host(error, None))?;
             if let Some(etag) = &reply.etag {

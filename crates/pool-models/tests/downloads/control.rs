@@ -2,7 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-use pool_models::{Cache, Download, DownloadError, DownloadState, Manifest, Model};
+use alloy_primitives::{Address, B256};
+use alloy_signer::SignerSync;
+use alloy_signer_local::PrivateKeySigner;
+use pool_models::{Cache, Download, DownloadError, DownloadState, Manifest, Model, SignedManifest};
 use pool_types::ByteSize;
 
 use crate::{
@@ -132,4 +135,27 @@ async fn a_download_needs_somebody_to_ask() {
     let downloads = start(&Cache::open(root.path()).unwrap());
     let refused = downloads.add(download(&manifest, shard(&manifest, 0, 1), &[])).await;
     assert!(matches!(refused, Err(DownloadError::NoMirror)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pools_model_needs_its_owners_signature() {
+    let Slow { folder: _folder, manifest, server } = slow(306).await;
+    server.behave(|conduct| conduct.throttle = None);
+    let key = PrivateKeySigner::from_bytes(&B256::repeat_byte(7)).unwrap();
+    let root = tempfile::tempdir().unwrap();
+    let cache = Cache::open(root.path()).unwrap();
+    let downloads = start(&cache);
+    let wish =
+        |signature, owner| Download { signature, owner, ..download(&manifest, shard(&manifest, 0, 1), &[&server]) };
+    let sign = |hash: B256| key.sign_hash_sync(&hash).map(|signature| signature.as_bytes().to_vec());
+    let signed = SignedManifest::sign(&manifest, 16_602, sign).unwrap();
+    let unsigned = downloads.add(wish(None, Some(key.address()))).await;
+    assert!(matches!(unsigned, Err(DownloadError::Manifest(_))), "{unsigned:?}");
+    let strangers = downloads.add(wish(Some(signed.clone()), Some(Address::repeat_byte(1)))).await;
+    assert!(matches!(strangers, Err(DownloadError::Manifest(_))), "{strangers:?}");
+    assert!(server.seen().is_empty() && cache.list().unwrap().is_empty(), "not a byte was fetched for either");
+    let id = downloads.add(wish(Some(signed), Some(key.address()))).await.unwrap();
+    assert_eq!(downloads.ended(id).await.unwrap().state, DownloadState::Done);
+    let [listed] = cache.list().unwrap().try_into().unwrap();
+    assert_eq!((listed.signer, listed.hashed), (Some(key.address()), true), "the list says whose word it is");
 }

@@ -290,8 +290,10 @@ async fn a_busy_host_is_left_alone_for_as_long_as_it_asks() {
         let downloads = start(&scene.cache);
         let id = downloads.add(download(&scene.manifest, scene.wanted(), &[&scene.server])).await.unwrap();
         let waiting = until(&downloads, "it waits", |status| status.state == DownloadState::Waiting).await;
-        let expected =
-            format!("{} is busy (status {status}); the download goes on by itself in 1 seconds", scene.host());
+        let expected = format!(
+            "{} is busy (status {status}) and wants us to wait a second; the download goes on by itself",
+            scene.host()
+        );
         assert_eq!(waiting.message, Some(expected));
         let ended = downloads.ended(id).await.unwrap();
         assert_eq!(ended.state, DownloadState::Done, "{ended}");

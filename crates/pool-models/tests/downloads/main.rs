@@ -48,7 +48,14 @@ fn mirrors(servers: &[&Server]) -> Vec<Mirror> {
 }
 
 fn download(manifest: &Manifest, wanted: Wanted, servers: &[&Server]) -> Download {
-    Download { manifest: Arc::new(manifest.clone()), signature: None, wanted, mirrors: mirrors(servers), priority: 0 }
+    Download {
+        manifest: Arc::new(manifest.clone()),
+        signature: None,
+        owner: None,
+        wanted,
+        mirrors: mirrors(servers),
+        priority: 0,
+    }
 }
 
 /// Downloads, and returns how it ended.

@@ -228,7 +228,8 @@ async fn answer(stream: &mut TcpStream, head: &str, shared: &Arc<Mutex<Shared>>)
         bytes.iter_mut().for_each(|byte| *byte = !*byte);
         etag = "\"changed\"".to_owned();
     }
-    let same = header(head, "if-range").is_none_or(|before| before == etag);
+    let date = format!("Wed, 01 Jan 202{} 00:00:00 GMT", if changed { 6 } else { 5 });
+    let same = header(head, "if-range").is_none_or(|before| before == etag || before == date);
     let length = bytes.len() as u64;
     let whole = conduct.ignore_ranges || !same;
     let mut part = range.clone().filter(|_| !whole).unwrap_or(0..length);
@@ -240,6 +241,7 @@ async fn answer(stream: &mut TcpStream, head: &str, shared: &Arc<Mutex<Shared>>)
     }
     part.end = part.end.min(conduct.most.map_or(part.end, |most| part.start + most));
     let etag = if conduct.no_etag { String::new() } else { format!("ETag: {etag}\r\n") };
+    let etag = format!("{etag}Last-Modified: {date}\r\n");
     let body = &bytes[part.start as usize..part.end as usize];
     let mut answer = format!(
         "HTTP/1.1 {}\r\nContent-Length: {}\r\n{etag}{linked}",

@@ -79,19 +79,22 @@ async fn a_whole_file_is_checked_against_the_hash_the_host_publishes() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_file_that_changed_after_the_headers_were_read_is_noticed_at_once() {
-    let files = single(24);
-    let server = Server::start(&files).await;
-    let manifest = survey(&server, &remote(&files)).await;
-    server.behave(|conduct| conduct.change_after = Some(0));
-    let root = tempfile::tempdir().unwrap();
-    let cache = Cache::open(root.path()).unwrap();
-    let ended = fetch(&cache, &manifest, shard(&manifest, 0, 1), &[&server]).await;
-    let message = ended.message.unwrap_or_default();
-    let expected = format!(
-        "the file model.safetensors on {} has changed since the download began; start the download anew, or choose another host",
-        server.address()
-    );
-    assert_eq!((ended.state, message), (DownloadState::Failed, expected));
+    for no_etag in [false, true] {
+        let files = single(24);
+        let server = Server::start(&files).await;
+        server.behave(|conduct| conduct.no_etag = no_etag);
+        let manifest = survey(&server, &remote(&files)).await;
+        server.behave(|conduct| conduct.change_after = Some(0));
+        let root = tempfile::tempdir().unwrap();
+        let cache = Cache::open(root.path()).unwrap();
+        let ended = fetch(&cache, &manifest, shard(&manifest, 0, 1), &[&server]).await;
+        let message = ended.message.unwrap_or_default();
+        let expected = format!(
+            "the file model.safetensors on {} has changed since the download began; start the download anew, or choose another host",
+            server.address()
+        );
+        assert_eq!((ended.state, message), (DownloadState::Failed, expected), "by its date where it has no tag");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
