@@ -90,17 +90,24 @@ async fn what_has_priority_goes_first() {
         priority,
         ..download(&slow.manifest, shard(&slow.manifest, 0, 2), &[&slow.server])
     };
+    // So slow that a request takes a quarter of a minute, and a piece three seconds.
+    one.server.behave(|conduct| conduct.throttle = Some(20_000));
+    two.server.behave(|conduct| conduct.throttle = None);
     let first = downloads.add(wish(&one, 0)).await.unwrap();
-    until(&downloads, "the first runs", |status| status.id == first && status.done.0 > 0).await;
+    until(&downloads, "every connection is taken", |_| one.server.most_open() == 4).await;
+    let began = Instant::now();
     let urgent = downloads.add(wish(&two, 5)).await.unwrap();
-    two.server.behave(|conduct| conduct.throttle = Some(2_000_000));
     let ended = downloads.ended(urgent).await.unwrap();
     assert_eq!(ended.state, DownloadState::Done);
+    let took = began.elapsed();
+    assert!(took < Duration::from_secs(9), "connections are let go of after a piece, not after a request: {took:?}");
     let list = downloads.watch().borrow().clone();
     let other = list.iter().find(|status| status.id == first).unwrap();
     assert!(!other.has_ended(), "the urgent one overtook it: {other}");
     assert_eq!(list.first().map(|status| status.id), Some(urgent), "the list is in the order of priority");
     one.server.behave(|conduct| conduct.throttle = None);
+    downloads.pause(first).await.unwrap();
+    downloads.resume(first).await.unwrap();
     assert_eq!(downloads.ended(first).await.unwrap().state, DownloadState::Done);
 }
 

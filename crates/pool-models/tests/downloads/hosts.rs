@@ -223,11 +223,13 @@ fn bad_byte(manifest: &Manifest) -> (String, std::ops::Range<u64>) {
 #[tokio::test(flavor = "multi_thread")]
 async fn wrong_bytes_from_one_host_are_fetched_from_another() {
     let scene = Scene::new(42, |_| ()).await;
-    scene.server.behave(|conduct| conduct.corrupt = Some(bad_byte(&scene.manifest)));
+    let whole = ("model.safetensors".to_owned(), 0..scene.manifest.files[0].length);
+    scene.server.behave(|conduct| conduct.corrupt = Some(whole));
     let honest = Server::start(&scene.files).await;
     let ended = fetched(&scene.cache, &scene.manifest, scene.wanted(), &[&scene.server, &honest]).await;
     scene.is_right(&ended.path);
-    assert!(honest.sent("") > 0, "the wrong piece came from the honest host");
+    assert!(scene.server.sent("") > 0, "the lying host was asked");
+    assert!(honest.sent("") >= needed(&scene.manifest, scene.wanted()), "and everything came from the honest one");
 }
 
 #[tokio::test(flavor = "multi_thread")]
