@@ -271,7 +271,8 @@ impl Downloads {
         self.ask(|reply| Command::Bandwidth { cap, reply }).await
     }
 
-    /// Changes how much space models may take.
+    /// Changes how much space models may take. What does not fit any more is evicted when the next bytes are needed;
+    /// [`Cache::make_room`] of no bytes does it at once.
     pub async fn set_budget(&self, budget: Budget) -> Result<(), DownloadError> {
         self.ask(|reply| Command::Budget { budget, reply }).await
     }

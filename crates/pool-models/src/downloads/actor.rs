@@ -83,19 +83,22 @@ impl Actor {
     pub(super) async fn run(mut self, mut inbox: mpsc::Receiver<Command>) {
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut last = Instant::now();
+        // When the speeds were last measured; nothing ticks while nothing is going on.
+        let mut last = None;
         loop {
+            let busy = !self.all_paused && self.jobs.iter().any(Job::goes_on_by_itself);
             tokio::select! {
                 command = inbox.recv() => match command {
                     None | Some(Command::Stop) => break,
                     Some(command) => self.obey(command),
                 },
                 Some(end) = self.tasks.join_next_with_id(), if !self.tasks.is_empty() => self.finish(end),
-                now = tick.tick() => {
-                    self.measure(now.duration_since(last));
-                    last = now;
+                now = tick.tick(), if busy => {
+                    let elapsed = last.replace(now).map(|last| now.duration_since(last));
+                    self.measure(elapsed.unwrap_or_default());
                 }
             }
+            last = last.filter(|_| busy);
             self.proceed(Instant::now());
             self.publish();
         }
@@ -260,6 +263,7 @@ impl Actor {
                 });
                 job.tasks.insert(abort.id(), Doing { abort, fetching: None });
             }
+            Phase::Room(_) if job.remaining() == 0 => job.phase = Phase::Fetching,
             Phase::Room(when) if when.is_none_or(|when| when <= now) && !is_asking(job) => {
                 let needed = job.remaining().saturating_add(others);
                 let (budget, space) = (self.options.budget, self.space.clone());

@@ -114,6 +114,11 @@ impl Job {
         job
     }
 
+    /// Whether time alone changes something for it.
+    pub(super) fn goes_on_by_itself(&self) -> bool {
+        !self.paused && !matches!(self.phase, Phase::Done | Phase::Failed)
+    }
+
     /// Gives every host another chance.
     pub(super) fn reset_hosts(&mut self) {
         let fresh = |mirror: &super::Mirror| Host {
@@ -275,8 +280,9 @@ impl Job {
         let downloading = state == DownloadState::Downloading;
         let message = match state {
             DownloadState::Waiting => {
-                let other =
-                    || "another program on this machine is fetching the same model; this waits for it".to_owned();
+                let other = || {
+                    "another download on this machine is fetching the same tensors; this one waits for it".to_owned()
+                };
                 Some(self.message.clone().unwrap_or_else(other))
             }
             DownloadState::Failed => self.message.clone(),

@@ -166,3 +166,21 @@ async fn a_pools_model_needs_its_owners_signature() {
     let [listed] = cache.list().unwrap().try_into().unwrap();
     assert_eq!((listed.signer, listed.hashed), (Some(key.address()), true), "the list says whose word it is");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_shards_of_one_list_fetch_what_both_need_once() {
+    let Slow { folder, manifest, server } = slow(307).await;
+    server.behave(|conduct| conduct.throttle = Some(2_000_000));
+    let root = tempfile::tempdir().unwrap();
+    let downloads = start(&Cache::open(root.path()).unwrap());
+    let (one, two) = (shard(&manifest, 0, 3), shard(&manifest, 1, 4));
+    let first = downloads.add(download(&manifest, one, &[&server])).await.unwrap();
+    let second = downloads.add(download(&manifest, two, &[&server])).await.unwrap();
+    let ended = [downloads.ended(first).await.unwrap(), downloads.ended(second).await.unwrap()];
+    assert!(ended.iter().all(|status| status.state == DownloadState::Done), "{ended:?}");
+    let both = shard(&manifest, 0, 4);
+    assert_same(&Model::open(folder.path()).unwrap(), &Model::open(&ended[0].path).unwrap(), both);
+    let needed: u64 = manifest.items(both).iter().map(|item| item.content.length).sum();
+    let served = server.sent("");
+    assert!(served as f64 <= needed as f64 * 1.02, "{served} bytes came where {needed} were needed");
+}

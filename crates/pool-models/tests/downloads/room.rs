@@ -208,6 +208,22 @@ async fn a_budget_makes_room_by_itself_and_says_when_it_cannot() {
     assert_eq!(downloads.ended(id).await.unwrap().state, DownloadState::Done);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_there_already_needs_no_room() {
+    let files = single(224);
+    let (folder, manifest) = manifest(&files);
+    let server = Server::start(&files).await;
+    let root = tempfile::tempdir().unwrap();
+    let cache = Cache::open(root.path()).unwrap();
+    let wanted = shard(&manifest, 0, 2);
+    cache.import(&manifest, folder.path(), wanted).unwrap();
+    let options = DownloadOptions { budget: most(1000), ..options() };
+    let downloads = Downloads::start(cache, options, plenty()).unwrap();
+    let id = downloads.add(download(&manifest, wanted, &[&server])).await.unwrap();
+    let ended = downloads.ended(id).await.unwrap();
+    assert_eq!(ended.state, DownloadState::Done, "{ended}");
+}
+
 #[test]
 fn the_system_says_how_much_space_there_is() {
     use pool_models::{Space, SystemSpace};
