@@ -138,6 +138,7 @@ impl Content {
 
     /// Bytes whose hash nobody has told: named after where they come from, so that the same place under the same
     /// ETag is the same content.
+    #[cfg(feature = "downloads")]
     pub(crate) fn unhashed(host: &str, path: &str, etag: Option<&str>, offset: u64, length: u64) -> Self {
         let mut hash = Sha256::new();
         hash.update(b"computepool unhashed content 1\n");

@@ -25,6 +25,16 @@ pub enum HostError {
         /// What the client said.
         source: reqwest::Error,
     },
+    /// It cannot prove that it is the host it is said to be.
+    #[error(
+        "{host} shows a certificate that does not hold; check the date and time of this computer, or choose another host"
+    )]
+    Certificate {
+        /// The host.
+        host: String,
+        /// What the client said.
+        source: reqwest::Error,
+    },
     /// Nothing came for too long.
     #[error("{host} has sent nothing worth mentioning for {} seconds; the download goes on by itself with a new connection", after.as_secs())]
     Stalled {
@@ -188,7 +198,8 @@ impl HostError {
             }
             Self::Busy { after, .. } => Verdict::Later(*after),
             Self::WrongBytes { .. } => Verdict::AnotherForThisPiece,
-            Self::NotFound { .. }
+            Self::Certificate { .. }
+            | Self::NotFound { .. }
             | Self::Forbidden { .. }
             | Self::Status { .. }
             | Self::Redirects { .. }

@@ -6,7 +6,7 @@ use alloy_primitives::B256;
 use reqwest::{
     Client, Response, StatusCode, Url,
     header::{
-        ACCEPT_ENCODING, AUTHORIZATION, CONTENT_ENCODING, CONTENT_RANGE, ETAG, HeaderMap, HeaderValue, IF_RANGE,
+        ACCEPT_ENCODING, AUTHORIZATION, CONTENT_ENCODING, CONTENT_RANGE, DATE, ETAG, HeaderMap, HeaderValue, IF_RANGE,
         LAST_MODIFIED, LOCATION, RANGE, RETRY_AFTER,
     },
 };
@@ -172,14 +172,10 @@ impl Http {
             if !redirected {
                 return self.check(&url, ask, response, sha256);
             }
+            let location = response.headers().get(LOCATION).and_then(|value| value.to_str().ok());
+            let next = location.and_then(|location| follow(&url, location));
             let lost = || HostError::Location { host: host_of(&url), path: ask.path.to_owned() };
-            let location = response.headers().get(LOCATION).and_then(|value| value.to_str().ok()).ok_or_else(lost)?;
-            let next = url.join(location).map_err(|_| lost())?;
-            let secure = next.scheme() == "https" || (next.scheme() == "http" && url.scheme() == "http");
-            if !secure || !next.has_host() {
-                return Err(lost());
-            }
-            url = next;
+            url = next.ok_or_else(lost)?;
         }
         Err(HostError::Redirects { host: mirror.host(), path: ask.path.to_owned() })
     }
@@ -201,6 +197,9 @@ impl Http {
         let host = host_of(url);
         match timeout(self.stall, request.send()).await {
             Err(_) => Err(HostError::Stalled { host, after: self.stall }),
+            Ok(Err(source)) if is_about_a_certificate(&source) => {
+                Err(HostError::Certificate { host, source: source.without_url() })
+            }
             Ok(Err(source)) => Err(HostError::Unreachable { host, source: source.without_url() }),
             Ok(Ok(response)) => Ok(response),
         }
@@ -228,8 +227,7 @@ impl Http {
                 return Err(HostError::Length { host, path, expected, found });
             }
             StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => {
-                let seconds = text(headers, RETRY_AFTER.as_str()).and_then(|seconds| seconds.trim().parse().ok());
-                let after = seconds.map(|seconds| Duration::from_secs(seconds).min(LONGEST_PAUSE));
+                let after = pause_asked_for(headers);
                 return Err(HostError::Busy { host, status: status.as_u16(), after });
             }
             StatusCode::REQUEST_TIMEOUT => return Err(HostError::Fault { host, status: status.as_u16() }),
@@ -324,6 +322,36 @@ impl Reply {
     }
 }
 
+/// How long a host wants us to wait: in seconds, or until a time by its own clock.
+fn pause_asked_for(headers: &HeaderMap) -> Option<Duration> {
+    let said = text(headers, RETRY_AFTER.as_str())?;
+    let seconds = said.trim().parse().ok().map(Duration::from_secs);
+    let by_its_clock = || {
+        let now = httpdate::parse_http_date(&text(headers, DATE.as_str())?).ok()?;
+        httpdate::parse_http_date(said.trim()).ok()?.duration_since(now).ok()
+    };
+    seconds.or_else(by_its_clock).map(|pause| pause.min(LONGEST_PAUSE))
+}
+
+/// Where a redirect leads, unless from a secure place to one that is not, or out of the web.
+fn follow(from: &Url, location: &str) -> Option<Url> {
+    let next = from.join(location).ok()?;
+    let secure = next.scheme() == "https" || (next.scheme() == "http" && from.scheme() == "http");
+    (secure && next.has_host()).then_some(next)
+}
+
+/// The library tells it in words only.
+fn is_about_a_certificate(error: &reqwest::Error) -> bool {
+    let mut cause: Option<&dyn std::error::Error> = Some(error);
+    while let Some(error) = cause {
+        if error.to_string().contains("certificate") {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
+}
+
 fn text(headers: &HeaderMap, name: &str) -> Option<String> {
     headers.get(name)?.to_str().ok().map(str::to_owned)
 }
@@ -375,6 +403,37 @@ mod tests {
         assert!(!sent(&with("http://a.example/"), "http://a.example/x"), "anybody on the way could read it");
         assert!(sent(&with("http://127.0.0.1:9/"), "http://127.0.0.1:9/x"), "nobody is on the way");
         assert!(!format!("{mirror:?}").contains("hf_secret"), "a log would keep it");
+    }
+
+    #[test]
+    fn a_pause_may_be_asked_for_in_seconds_or_by_a_clock() {
+        let asked = |retry: &str, date: Option<&str>| {
+            let mut headers = HeaderMap::new();
+            headers.insert(RETRY_AFTER, retry.parse().expect("a header"));
+            date.map(|date| headers.insert(DATE, date.parse().expect("a header")));
+            pause_asked_for(&headers).map(|pause| pause.as_secs())
+        };
+        assert_eq!(asked("30", None), Some(30));
+        assert_eq!(asked("999999", None), Some(15 * 60), "nobody makes us wait for days");
+        let (date, later) = ("Wed, 21 Oct 2026 07:28:00 GMT", "Wed, 21 Oct 2026 07:29:30 GMT");
+        assert_eq!(asked(later, Some(date)), Some(90), "whatever our own clock says");
+        assert_eq!(asked(later, None), None);
+        assert_eq!(asked(date, Some(later)), None, "a time that has passed");
+        assert_eq!(asked("soon", Some(date)), None);
+    }
+
+    #[test]
+    fn a_redirect_never_leaves_a_secure_connection_for_an_open_one() {
+        let led = |from: &str, location: &str| {
+            follow(&Url::parse(from).expect("an address"), location).map(|url| url.to_string())
+        };
+        assert_eq!(led("https://a.example/x", "/y?z=1").as_deref(), Some("https://a.example/y?z=1"));
+        assert_eq!(led("https://a.example/x", "https://b.example/y").as_deref(), Some("https://b.example/y"));
+        assert_eq!(led("http://a.example/x", "https://a.example/x").as_deref(), Some("https://a.example/x"));
+        assert_eq!(led("https://a.example/x", "http://a.example/x"), None, "anybody on the way could read along");
+        for elsewhere in ["ftp://b.example/", "file:///etc/passwd", "data:,x", "https://"] {
+            assert_eq!(led("http://a.example/x", elsewhere), None, "{elsewhere}");
+        }
     }
 
     #[test]

@@ -45,11 +45,12 @@ async fn child() {
     std::process::exit(if ended.state == DownloadState::Done { 77 } else { 78 });
 }
 
-fn command(cache: &Cache, manifest: &Manifest, server: &Server) -> Command {
+/// This test binary as a process that downloads the whole model into a cache and ends with 77.
+pub(crate) fn command(cache: &Cache, manifest: &Manifest, url: &str) -> Command {
     let mut command = Command::new(std::env::current_exe().unwrap());
     command.args(["--exact", "kill::child", "--nocapture"]);
     let root = cache.root().to_str().unwrap();
-    command.env(CHILD, format!("{root}\n{}\n{}", manifest.hash(), server.url()));
+    command.env(CHILD, format!("{root}\n{}\n{}", manifest.hash(), url));
     command.stdout(Stdio::null()).stderr(Stdio::null());
     command
 }
@@ -90,7 +91,7 @@ async fn a_hundred_kills_lose_nothing_but_the_pieces_in_flight() {
         cache.add(&manifest, None).unwrap();
         let mut killed_here = 0u64;
         loop {
-            let mut child = command(&cache, &manifest, &server).spawn().unwrap();
+            let mut child = command(&cache, &manifest, &server.url()).spawn().unwrap();
             let when = Duration::from_millis(10 + numbers.next() % 240);
             tokio::time::sleep(when).await;
             if kills >= KILLS || child.try_wait().unwrap().is_some() {
@@ -128,7 +129,7 @@ async fn two_processes_fill_one_cache_together() {
     let root = tempfile::tempdir().unwrap();
     let cache = Cache::open(root.path()).unwrap();
     cache.add(&manifest, None).unwrap();
-    let mut children: Vec<Child> = (0..2).map(|_| command(&cache, &manifest, &server).spawn().unwrap()).collect();
+    let mut children: Vec<Child> = (0..2).map(|_| command(&cache, &manifest, &server.url()).spawn().unwrap()).collect();
     for child in &mut children {
         assert_eq!(wait(child).await, 77, "both get done");
     }
@@ -279,7 +280,7 @@ async fn a_disk_that_forbids_large_files_is_one_sentence() {
     let root = tempfile::tempdir().unwrap();
     let cache = Cache::open(root.path()).unwrap();
     cache.add(&manifest, None).unwrap();
-    let child = command(&cache, &manifest, &server);
+    let child = command(&cache, &manifest, &server.url());
     // An ignored signal stays ignored in the program that is started, which then gets the error instead.
     let script = "trap '' XFSZ; ulimit -f 128; exec \"$0\" \"$@\"";
     let mut limited = Command::new("sh");

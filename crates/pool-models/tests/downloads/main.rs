@@ -11,6 +11,7 @@ mod room;
 mod server;
 #[path = "../support/mod.rs"]
 mod support;
+mod tls;
 mod unhashed;
 
 use std::{path::Path, sync::Arc, time::Duration};
