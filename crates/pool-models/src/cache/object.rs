@@ -142,6 +142,8 @@ impl Cache {
                 continue;
             }
             if file.metadata().map_err(failed("open", &path))?.len() != content.length {
+                // A part that begins anew has none of its pieces, whatever a record from before says.
+                remove_if_there(&self.record_path(content.key))?;
                 file.set_len(content.length).map_err(|error| match error.kind() {
                     io::ErrorKind::FileTooLarge => {
                         CacheError::FileTooLarge { path: path.clone(), size: ByteSize(content.length) }
@@ -329,4 +331,85 @@ fn is_same(path: &Path, file: &File) -> bool {
 #[cfg(not(unix))]
 fn is_same(path: &Path, _file: &File) -> bool {
     path.exists()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PIECE: u32 = 4096;
+
+    fn bytes() -> Vec<u8> {
+        (0..10_000u32).flat_map(|n| n.to_le_bytes()).collect()
+    }
+
+    fn open(cache: &Cache, content: &Content) -> Partial {
+        match cache.claim(content, PIECE).expect("the cache works") {
+            Claim::Open(partial) => partial,
+            Claim::Whole => panic!("it is whole"),
+            Claim::Busy => panic!("it is busy"),
+        }
+    }
+
+    fn write(partial: &Partial, bytes: &[u8], pieces: impl IntoIterator<Item = usize>) {
+        for piece in pieces {
+            let part = bytes.chunks(PIECE as usize).nth(piece).expect("there is such a piece");
+            partial.write(piece as u32, part, "it").expect("it is the right piece");
+        }
+    }
+
+    #[test]
+    fn whatever_step_a_kill_comes_before_the_next_process_ends_the_work() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let cache = Cache::open(folder.path()).expect("a cache");
+        let bytes = bytes();
+        for content in [Content::of(&bytes, PIECE), Content::unhashed_for_tests(bytes.len() as u64)] {
+            // Killed in the middle, and in the middle of an entry of the record.
+            let partial = open(&cache, &content);
+            write(&partial, &bytes, [2, 0]);
+            drop(partial);
+            let record = cache.record_path(content.key);
+            let entries = fs::read(&record).expect("two are recorded");
+            assert_eq!(entries.len(), 2 * ENTRY);
+            fs::write(&record, [&entries[..], &[9; 11]].concat()).expect("half an entry");
+            let partial = open(&cache, &content);
+            partial.verify().expect("it can be read");
+            let has: Vec<u32> = (0..10).filter(|piece| partial.has(*piece)).collect();
+            assert_eq!(has, [0, 2], "what was recorded whole counts");
+            assert!(matches!(cache.claim(&content, PIECE), Ok(Claim::Busy)), "one writes at a time");
+            write(&partial, &bytes, (0..10).filter(|piece| *piece != 2));
+            assert_eq!(cache.read(&content).expect("it can be read").as_deref(), Some(&bytes[..]));
+            assert!(matches!(cache.claim(&content, PIECE), Ok(Claim::Whole)));
+            assert_eq!(cache.check_object(&content, PIECE).expect("it can be read"), Some(true));
+
+            // Killed when every piece was recorded, before it got its name.
+            let all: Vec<u8> = (0..10u32)
+                .flat_map(|n| entry(n, hash_of(bytes.chunks(PIECE as usize).nth(n as usize).unwrap_or_default())))
+                .collect();
+            fs::rename(cache.object_path(content.key), cache.part_path(content.key)).expect("it was not named");
+            let _ = fs::remove_file(cache.pieces_path(content.key));
+            fs::write(&record, &all).expect("all are recorded");
+            open(&cache, &content).verify().expect("it can be read");
+            assert!(cache.has(&content), "looking at it is enough");
+
+            // Killed when it had got its name, before its record was put away.
+            let _ = fs::remove_file(cache.pieces_path(content.key));
+            fs::write(&record, &all).expect("it still lies there");
+            assert_eq!(cache.check_object(&content, PIECE).expect("it can be read"), Some(true));
+            cache.delete_object(content.key).expect("it can be removed");
+            assert!(!record.exists(), "and its record goes with it");
+        }
+    }
+
+    #[test]
+    fn a_wrong_piece_is_never_written() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let cache = Cache::open(folder.path()).expect("a cache");
+        let (bytes, content) = (bytes(), Content::of(&bytes(), PIECE));
+        let partial = open(&cache, &content);
+        let wrong = partial.write(1, &bytes[..PIECE as usize], "a.weight").expect_err("it is the first piece");
+        assert_eq!(wrong.to_string(), "the bytes of `a.weight` are not those of the manifest");
+        assert!(partial.write(0, &bytes[..100], "a.weight").is_err(), "a piece is whole or none");
+        assert!(!partial.has(0) && !partial.has(1));
+    }
 }

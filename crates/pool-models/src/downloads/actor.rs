@@ -51,7 +51,8 @@ enum End {
     Prepared(Result<(Plan, Lease), DownloadError>),
     Room(Result<(), NoRoom>),
     Fetched(Result<(), Stop>),
-    Checked(Result<(), DownloadError>),
+    /// Whether everything is there indeed.
+    Checked(Result<bool, DownloadError>),
 }
 
 pub(super) struct Actor {
@@ -218,10 +219,12 @@ impl Actor {
                 job.prepared(work, lease);
             }
             Some(End::Prepared(Err(error)) | End::Checked(Err(error))) => job.fail(error.to_string()),
+            // Somebody took something away, or died just before its last step: look again.
+            Some(End::Checked(Ok(false))) => job.halt(),
             Some(End::Room(Ok(()))) => (job.phase, job.message) = (Phase::Fetching, None),
             Some(End::Room(Err(NoRoom::Cache(error)))) if !waits(&error) => job.fail(error.to_string()),
             Some(End::Room(Err(error))) => no_room(job, now, error.to_string()),
-            Some(End::Checked(Ok(()))) => {
+            Some(End::Checked(Ok(true))) => {
                 (job.phase, job.message) = (Phase::Done, None);
                 job.halt();
             }
@@ -394,13 +397,16 @@ fn fetched(job: &mut Job, host: usize, run: Run, result: Result<(), Stop>, now: 
     }
 }
 
-/// Hashes the files of which every byte is there. Blocks on the disk.
-fn check(work: &Work) -> Result<(), DownloadError> {
+/// Whether everything is there, and the files of which every byte is there hash to what they should. Blocks on the disk.
+fn check(work: &Work) -> Result<bool, DownloadError> {
+    if !work.plan.items.iter().all(|item| work.cache.has(&item.content)) {
+        return Ok(false);
+    }
     for &file in &work.plan.whole_files {
         if work.cache.check_file(&work.manifest, file)? == Some(false) {
             work.cache.discard_file(&work.manifest, file)?;
             return Err(DownloadError::WrongFile { path: work.manifest.path(file).to_owned() });
         }
     }
-    Ok(())
+    Ok(true)
 }

@@ -191,6 +191,30 @@ async fn what_a_power_loss_spoils_is_fetched_again_and_nothing_else() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_record_whose_part_is_gone_is_not_believed() {
+    let files = single(125);
+    let (folder, manifest) = manifest(&files);
+    let server = Server::start(&files).await;
+    server.behave(|conduct| conduct.throttle = Some(400_000));
+    let root = tempfile::tempdir().unwrap();
+    let cache = Cache::open(root.path()).unwrap();
+    let wanted = shard(&manifest, 1, 2);
+    let downloads = crate::start(&cache);
+    let id = downloads.add(crate::download(&manifest, wanted, &[&server])).await.unwrap();
+    crate::until(&downloads, "some of it comes", |status| status.done.0 > 300_000).await;
+    downloads.pause(id).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    downloads.stop().await;
+    let parts = list(&cache, "partial", "part");
+    assert!(parts.iter().any(|part| part.with_extension("done").exists()), "something was in the making");
+    parts.iter().for_each(|part| std::fs::remove_file(part).unwrap());
+    server.behave(|conduct| conduct.throttle = None);
+    let ended = fetched(&cache, &manifest, wanted, &[&server]).await;
+    assert_same(&Model::open(folder.path()).unwrap(), &Model::open(&ended.path).unwrap(), wanted);
+    assert!(list(&cache, "partial", "done").is_empty(), "no record is left behind");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_whole_tensor_that_rots_on_the_disk_is_found_and_fetched_again() {
     let files = gguf(122);
     let (folder, manifest) = manifest(&files);
