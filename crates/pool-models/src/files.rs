@@ -35,56 +35,72 @@ pub(crate) struct Files {
 }
 
 impl Files {
-    /// Finds every tensor the configuration asks for; others (such as stored rotary frequencies) are left aside.
+    /// Finds every tensor the configuration asks for.
     pub(crate) fn new(
         files: Vec<(String, Mapping)>,
         config: &ModelConfig,
         naming: Naming,
-        mut listed: BTreeMap<String, Listed>,
+        listed: BTreeMap<String, Listed>,
     ) -> Result<Self, OpenError> {
-        let mut tensors = BTreeMap::new();
-        for (name, expected) in config.tensors() {
-            let mut file_name = naming.file_name(name);
-            let mut found = listed.remove(&file_name);
-            if found.is_none()
-                && let Some(bare) = file_name.strip_prefix("model.").map(str::to_owned)
-                && naming == Naming::HuggingFace
-            {
-                // Saved from the bare model, without its head: no `model.` before the names.
-                found = listed.remove(&bare);
-                if found.is_some() {
-                    file_name = bare;
-                }
-            }
-            let Some(found) = found else { return Err(OpenError::MissingTensor(file_name)) };
-            if found.shape != expected {
-                return Err(OpenError::Shape { tensor: file_name, expected, found: found.shape });
-            }
-            let kind = found.kind.map_err(|kind| OpenError::TensorType { tensor: file_name.clone(), kind })?;
-            let Listed { shape, file, offset, length, .. } = found;
-            tensors.insert(name, TensorInfo { file_name, kind, shape, file, offset, length });
-        }
+        let tensors = find(config, naming, listed)?;
         let (names, mappings) = files.into_iter().unzip();
         Ok(Self { names, mappings, tensors, read: AtomicU64::new(0) })
     }
 
-    /// SHA-256 over the index: each tensor's name in the file, type, shape, file number, offset and length.
     pub(crate) fn id(&self) -> ModelId {
-        let mut hash = Sha256::new();
-        hash.update(b"computepool model index 1\n");
-        for info in self.tensors.values() {
-            hash.update((info.file_name.len() as u64).to_le_bytes());
-            hash.update(info.file_name.as_bytes());
-            hash.update(info.kind.to_string().as_bytes());
-            hash.update((info.shape.len() as u64).to_le_bytes());
-            let place = [info.file as u64, info.offset, info.length];
-            for number in info.shape.iter().map(|&n| n as u64).chain(place) {
-                hash.update(number.to_le_bytes());
+        index_id(self.tensors.values())
+    }
+}
+
+/// Every tensor the configuration asks for, each in the right shape and of a known type; others (such as stored
+/// rotary frequencies) are left aside.
+pub(crate) fn find(
+    config: &ModelConfig,
+    naming: Naming,
+    mut listed: BTreeMap<String, Listed>,
+) -> Result<BTreeMap<TensorName, TensorInfo>, OpenError> {
+    let mut tensors = BTreeMap::new();
+    for (name, expected) in config.tensors() {
+        let mut file_name = naming.file_name(name);
+        let mut found = listed.remove(&file_name);
+        if found.is_none()
+            && let Some(bare) = file_name.strip_prefix("model.").map(str::to_owned)
+            && naming == Naming::HuggingFace
+        {
+            // Saved from the bare model, without its head: no `model.` before the names.
+            found = listed.remove(&bare);
+            if found.is_some() {
+                file_name = bare;
             }
         }
-        let digest: [u8; 32] = hash.finalize().into();
-        ModelId(digest.into())
+        let Some(found) = found else { return Err(OpenError::MissingTensor(file_name)) };
+        if found.shape != expected {
+            return Err(OpenError::Shape { tensor: file_name, expected, found: found.shape });
+        }
+        let kind = found.kind.map_err(|kind| OpenError::TensorType { tensor: file_name.clone(), kind })?;
+        let Listed { shape, file, offset, length, .. } = found;
+        tensors.insert(name, TensorInfo { file_name, kind, shape, file, offset, length });
     }
+    Ok(tensors)
+}
+
+/// SHA-256 over the index: each tensor's name in the file, type, shape, file number, offset and length, in the order
+/// of [`TensorName`].
+pub(crate) fn index_id<'a>(tensors: impl Iterator<Item = &'a TensorInfo>) -> ModelId {
+    let mut hash = Sha256::new();
+    hash.update(b"computepool model index 1\n");
+    for info in tensors {
+        hash.update((info.file_name.len() as u64).to_le_bytes());
+        hash.update(info.file_name.as_bytes());
+        hash.update(info.kind.to_string().as_bytes());
+        hash.update((info.shape.len() as u64).to_le_bytes());
+        let place = [info.file as u64, info.offset, info.length];
+        for number in info.shape.iter().map(|&n| n as u64).chain(place) {
+            hash.update(number.to_le_bytes());
+        }
+    }
+    let digest: [u8; 32] = hash.finalize().into();
+    ModelId(digest.into())
 }
 
 impl TensorSource for Files {

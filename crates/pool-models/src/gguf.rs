@@ -123,16 +123,22 @@ pub enum GgufError {
 impl Gguf {
     /// Reads the header of a file whose bytes (all of them) are `file`.
     pub fn parse(file: &[u8]) -> Result<Gguf, GgufError> {
-        Self::parse_header(file).map_err(|error| match error {
-            GgufError::Truncated { at, .. } if file.len() > LARGEST_HEADER => {
+        Self::parse_prefix(file, file.len() as u64)
+    }
+
+    /// Reads the header from the first bytes of a file that is `length` bytes long in all. [`GgufError::Truncated`]
+    /// says that more of it is needed.
+    pub fn parse_prefix(prefix: &[u8], length: u64) -> Result<Gguf, GgufError> {
+        Self::parse_header(prefix, length).map_err(|error| match error {
+            GgufError::Truncated { at, .. } if prefix.len() > LARGEST_HEADER => {
                 GgufError::TooLarge { what: "the header", value: at, most: LARGEST_HEADER as u64 }
             }
             error => error,
         })
     }
 
-    fn parse_header(file: &[u8]) -> Result<Gguf, GgufError> {
-        let mut reader = Reader { bytes: &file[..file.len().min(LARGEST_HEADER)], at: 0 };
+    fn parse_header(prefix: &[u8], length: u64) -> Result<Gguf, GgufError> {
+        let mut reader = Reader { bytes: &prefix[..prefix.len().min(LARGEST_HEADER)], at: 0 };
         if reader.take(4, "the magic").ok() != Some(&MAGIC[..]) {
             return Err(GgufError::Magic);
         }
@@ -185,7 +191,7 @@ impl Gguf {
             if !names.insert(name.clone()) {
                 return Err(GgufError::Twice(name));
             }
-            gguf.tensors.push(tensor(name, dims, kind, offset, alignment, data_start, file.len() as u64)?);
+            gguf.tensors.push(tensor(name, dims, kind, offset, alignment, data_start, length)?);
         }
         Ok(gguf)
     }

@@ -19,26 +19,69 @@
 //! # Ok::<(), pool_models::ConfigError>(())
 //! ```
 //!
+//! A [`Manifest`] says what a model is to the byte; a [`Plan`] says what of it a shard must fetch; the [`Cache`] keeps
+//! single tensors, which the shards of a machine share and [`Model::open`] reads; [`Downloads`] fills it from hosts
+//! (`cargo run -p pool-models --example download`):
+//!
+//! ```
+//! use pool_models::{Cache, Manifest, ManifestOptions, Model, Plan, TensorName, Wanted};
+//! use pool_types::LayerRange;
+//!
+//! let files = concat!(env!("CARGO_MANIFEST_DIR"), "/../../models/tiny");
+//! let manifest = Manifest::of(files.as_ref(), &ManifestOptions::default())?;
+//!
+//! // What the shard of the first layer needs: that layer and the embedding, nothing else.
+//! let wanted = Wanted::shard(LayerRange::new(0, 1)?, &manifest.config);
+//! let plan = Plan::new(&manifest, wanted, &|_, _| false);
+//! assert!(plan.fetched_bytes() as f64 <= plan.wanted_bytes() as f64 * 1.02);
+//!
+//! // It is here already, so no host need be asked.
+//! let folder = tempfile::tempdir()?;
+//! let cache = Cache::open(folder.path())?;
+//! cache.import(&manifest, files.as_ref(), wanted)?;
+//! let model = Model::open(cache.model_path(manifest.hash()))?;
+//! assert_eq!(model.id, Model::open(files)?.id);
+//! assert!(model.source.bytes(TensorName::TokenEmbedding).is_ok());
+//! assert!(model.source.bytes(TensorName::OutputNorm).is_err(), "another shard's");
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
 //! Every reader is bounded and none panics, whatever the bytes: a broken file ends in one sentence that says what
 //! is wrong with it.
 
+mod cache;
 mod config;
+#[cfg(feature = "downloads")]
+mod downloads;
 mod files;
 mod gguf;
 mod inspect;
+mod manifest;
 mod mapping;
 mod names;
 mod open;
+mod plan;
 mod safetensors;
 mod source;
 mod template;
 mod tokenizer;
 
+pub use cache::{Budget, Cache, CacheError, CachedModel, Lease, NoRoom, Space, SystemSpace, Verified};
 pub use config::{Activation, ConfigError, Family, ModelConfig, Rope, RopeLayout, RopeScaling, SUPPORTED};
+#[cfg(feature = "downloads")]
+pub use downloads::{
+    AccessToken, Download, DownloadError, DownloadId, DownloadOptions, DownloadState, DownloadStatus, Downloads,
+    HostError, Mirror, RemoteModel, Unusable,
+};
 pub use gguf::{Gguf, GgufArray, GgufError, GgufTensor, GgufValue};
 pub use inspect::{Inspection, LayerInspection, TensorTypeShare};
+pub use manifest::{
+    Content, Item, Manifest, ManifestError, ManifestOptions, ManifestTensor, SignedManifest, SigningError, WeightFile,
+    WordFile,
+};
 pub use open::{Model, ModelFormat, OpenError};
-pub use safetensors::{SafetensorsEntry, SafetensorsError, parse_safetensors};
+pub use plan::{PiecePlace, Plan, Run, Wanted};
+pub use safetensors::{SafetensorsEntry, SafetensorsError, parse_safetensors, parse_safetensors_prefix};
 pub use source::{
     LayerTensor, TensorError, TensorInfo, TensorName, TensorSource, TensorType, entry_bytes, exit_bytes, layer_bytes,
 };

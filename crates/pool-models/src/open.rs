@@ -1,9 +1,11 @@
 //! From a path to a model: a Hugging Face directory or a GGUF file.
 
+mod cached;
 mod directory;
 mod gguf_file;
 
 use std::{
+    collections::BTreeMap,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -12,9 +14,18 @@ use pool_types::ModelId;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+#[cfg(feature = "downloads")]
+pub(crate) use directory::{WORDS, shard_names};
+#[cfg(feature = "downloads")]
+pub(crate) use gguf_file::{listed as gguf_listed, name as gguf_name, refuse_split};
+
 use crate::{
+    cache::{self, CacheError},
     config::{ConfigError, ModelConfig},
+    files::Listed,
     gguf::GgufError,
+    manifest::ManifestError,
+    mapping::Mapping,
     safetensors::SafetensorsError,
     source::TensorSource,
     template::{ChatTemplate, TemplateError},
@@ -147,6 +158,17 @@ pub enum OpenError {
         /// What is wrong.
         source: TemplateError,
     },
+    /// The manifest of a model in the cache cannot be used.
+    #[error("{path}: {source}")]
+    Manifest {
+        /// Where it stands.
+        path: PathBuf,
+        /// What is wrong.
+        source: Box<ManifestError>,
+    },
+    /// The cache cannot be used.
+    #[error(transparent)]
+    Cache(#[from] CacheError),
 }
 
 impl Model {
@@ -154,11 +176,19 @@ impl Model {
     /// `tokenizer.json`, `tokenizer_config.json`, `chat_template.jinja`, `generation_config.json`) or a single GGUF
     /// file. Reads headers only; every tensor the configuration asks for is known to exist, whole and in the right
     /// shape, when this returns.
+    ///
+    /// The path may also be that of a model in the [`crate::Cache`], of which this machine may have some layers only:
+    /// the shape is then known for all tensors, and reading one that is not there is
+    /// [`crate::TensorError::NotDownloaded`]. For as long as the model is held, nothing of it is evicted.
     pub fn open(path: impl AsRef<Path>) -> Result<Model, OpenError> {
         let path = path.as_ref();
         let metadata = std::fs::metadata(path).map_err(|source| OpenError::Read { path: path.to_owned(), source })?;
         if !metadata.is_dir() {
             return gguf_file::open(path);
+        }
+        // A model's own folder may hold a file of that name too, beside its configuration.
+        if path.join(cache::MANIFEST).exists() && !path.join("config.json").exists() {
+            return cached::open(path);
         }
         if !path.join("config.json").exists()
             && let Some(file) = only_gguf(path)
@@ -178,6 +208,31 @@ impl std::fmt::Debug for Model {
             .field("config", &self.config)
             .finish_non_exhaustive()
     }
+}
+
+/// What a model's files hold, for its manifest.
+pub(crate) struct Layout {
+    pub(crate) files: Vec<(String, Mapping)>,
+    pub(crate) listed: BTreeMap<String, Listed>,
+    pub(crate) words: Vec<(String, Vec<u8>)>,
+}
+
+/// Finds the parts of a local model.
+pub(crate) fn layout(path: &Path) -> Result<Layout, OpenError> {
+    if !path.is_dir() {
+        return gguf_file::layout(path);
+    }
+    match only_gguf(path).filter(|_| !path.join("config.json").exists()) {
+        Some(file) => gguf_file::layout(&file),
+        None => directory::layout(path),
+    }
+}
+
+/// What turns text into tokens.
+#[derive(Default)]
+pub(crate) struct Words {
+    pub(crate) tokenizer: Option<Arc<Tokenizer>>,
+    pub(crate) chat_template: Option<Arc<ChatTemplate>>,
 }
 
 /// A directory that holds one GGUF file stands for it.

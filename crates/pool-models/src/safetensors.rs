@@ -80,8 +80,16 @@ struct Entry {
 
 /// Reads the header of a file whose bytes (all of them) are `file`: its tensors by name.
 pub fn parse_safetensors(file: &[u8]) -> Result<BTreeMap<String, SafetensorsEntry>, SafetensorsError> {
-    let length = file.len() as u64;
-    let Some((size, rest)) = file.split_first_chunk::<8>() else {
+    parse_safetensors_prefix(file, file.len() as u64)
+}
+
+/// Reads the header from the first bytes of a file that is `length` bytes long in all.
+/// [`SafetensorsError::Truncated`] says how many of them are needed.
+pub fn parse_safetensors_prefix(
+    prefix: &[u8],
+    length: u64,
+) -> Result<BTreeMap<String, SafetensorsEntry>, SafetensorsError> {
+    let Some((size, rest)) = prefix.split_first_chunk::<8>() else {
         return Err(SafetensorsError::Truncated { needed: 8, length });
     };
     let size = u64::from_le_bytes(*size);

@@ -100,6 +100,26 @@ impl TensorType {
         (elements / block).checked_mul(self.block_bytes() as u64)
     }
 
+    /// The type that is displayed so.
+    pub fn from_name(name: &str) -> Option<Self> {
+        const ALL: [TensorType; 13] = [
+            TensorType::F32,
+            TensorType::F16,
+            TensorType::BF16,
+            TensorType::Q4_0,
+            TensorType::Q4_1,
+            TensorType::Q5_0,
+            TensorType::Q5_1,
+            TensorType::Q8_0,
+            TensorType::Q2K,
+            TensorType::Q3K,
+            TensorType::Q4K,
+            TensorType::Q5K,
+            TensorType::Q6K,
+        ];
+        ALL.into_iter().find(|kind| kind.name() == name)
+    }
+
     /// Whether elements share scales in blocks.
     pub fn is_quantised(self) -> bool {
         self.block_elements() > 1
@@ -109,7 +129,13 @@ impl TensorType {
 /// The name GGUF tools print: `Q4_K`, `BF16`.
 impl fmt::Display for TensorType {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
+        f.pad(self.name())
+    }
+}
+
+impl TensorType {
+    fn name(self) -> &'static str {
+        match self {
             Self::F32 => "F32",
             Self::F16 => "F16",
             Self::BF16 => "BF16",
@@ -123,7 +149,7 @@ impl fmt::Display for TensorType {
             Self::Q4K => "Q4_K",
             Self::Q5K => "Q5_K",
             Self::Q6K => "Q6_K",
-        })
+        }
     }
 }
 
@@ -144,7 +170,7 @@ pub struct TensorInfo {
     pub length: u64,
 }
 
-/// Where the engine reads a model's tensors from: local files now, a cache of single tensors later.
+/// Where the engine reads a model's tensors from: local files, or the cache of single tensors.
 pub trait TensorSource: Send + Sync {
     /// The tensor's place and form, or `None` when the model has no such tensor.
     fn info(&self, name: TensorName) -> Option<&TensorInfo>;
@@ -168,6 +194,9 @@ pub enum TensorError {
     /// The model's files do not hold it.
     #[error("the model has no tensor {0:?}")]
     Missing(TensorName),
+    /// It belongs to the model, but only other layers have been downloaded.
+    #[error("tensor `{0}` has not been downloaded; assign its layer to this machine and let the download finish")]
+    NotDownloaded(String),
     /// The file ended before the tensor did.
     #[error("{file} is cut short: tensor `{tensor}` needs bytes {start}..{end} of {length}")]
     Truncated {

@@ -4,7 +4,9 @@
 
 mod support;
 
-use pool_models::{ChatTemplate, Gguf, Model, ModelConfig, Tokenizer, parse_safetensors};
+use pool_models::{
+    ChatTemplate, Gguf, Manifest, ManifestOptions, Model, ModelConfig, Plan, Tokenizer, Wanted, parse_safetensors,
+};
 use proptest::prelude::*;
 use support::{GgufFile, config, safetensors, tensors, write_directory};
 
@@ -27,6 +29,24 @@ fn read_safetensors(bytes: &[u8]) {
         assert!(entry.offset + entry.length <= bytes.len() as u64, "{name} reaches past the end");
     }
 }
+
+/// Everything that is done with a stranger's manifest.
+fn read_manifest(bytes: &[u8]) {
+    if let Ok(manifest) = Manifest::parse(bytes) {
+        assert_eq!(manifest.to_bytes(), bytes, "one text, one hash");
+        let plan = Plan::new(&manifest, Wanted::everything(&manifest.config), &|_, _| false);
+        for run in &plan.runs {
+            assert!(run.end() <= manifest.length(run.file), "{run:?} reaches past the end of its file");
+        }
+        assert!(manifest.model_id().is_ok());
+    }
+}
+
+static MANIFEST: std::sync::LazyLock<Vec<u8>> = std::sync::LazyLock::new(|| {
+    let directory = tempfile::tempdir().unwrap();
+    write_directory(directory.path(), &config(), &tensors());
+    Manifest::of(directory.path(), &ManifestOptions::default()).unwrap().to_bytes()
+});
 
 fn with_changes(mut bytes: Vec<u8>, changes: &[(prop::sample::Index, u8)]) -> Vec<u8> {
     for (index, value) in changes {
@@ -60,6 +80,7 @@ proptest! {
         read_gguf(&bytes);
         read_gguf(&[b"GGUF\x03\0\0\0", &bytes[..]].concat());
         read_safetensors(&bytes);
+        read_manifest(&bytes);
         read_safetensors(&[&(bytes.len() as u64).to_le_bytes()[..], &bytes].concat());
     }
 
@@ -72,6 +93,32 @@ proptest! {
     fn a_safetensors_file_with_some_bytes_changed(changes in changes()) {
         let file = safetensors(&tensors()[1..2]);
         read_safetensors(&with_changes(file, &changes));
+    }
+
+    #[test]
+    fn a_manifest_with_some_bytes_changed(changes in changes(), digit in any::<bool>()) {
+        if digit {
+            // Digits for digits: the kind of change that stays JSON.
+            let changed = changes.iter().map(|(index, value)| (index.index(MANIFEST.len()), b'0' + value % 10));
+            let mut bytes = MANIFEST.clone();
+            changed.filter(|(at, _)| MANIFEST[*at].is_ascii_digit()).for_each(|(at, value)| bytes[at] = value);
+            read_manifest(&bytes);
+        } else {
+            read_manifest(&with_changes(MANIFEST.clone(), &changes));
+        }
+    }
+
+    #[test]
+    fn a_manifest_with_any_numbers(
+        key in prop::sample::select(vec!["offset", "file", "length", "piece_bytes", "layers", "head_dim", "vocab_size"]),
+        value in prop_oneof![Just(0), Just(u64::MAX), Just(u64::from(u32::MAX)), any::<u64>(), 0u64..100_000],
+        which in any::<prop::sample::Index>(),
+    ) {
+        let text = std::str::from_utf8(&MANIFEST).unwrap();
+        let places: Vec<usize> = text.match_indices(&format!("\"{key}\":")).map(|(at, found)| at + found.len()).collect();
+        let at = places[which.index(places.len())];
+        let end = at + text[at..].find(|c: char| !c.is_ascii_digit()).unwrap();
+        read_manifest(format!("{}{value}{}", &text[..at], &text[end..]).as_bytes());
     }
 
     #[test]

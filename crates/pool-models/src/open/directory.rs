@@ -6,7 +6,7 @@ use std::{
 
 use serde_json::Value;
 
-use super::{Model, ModelFormat, OpenError, stem};
+use super::{Layout, Model, ModelFormat, OpenError, Words, stem};
 use crate::{
     config::ModelConfig,
     files::{Files, Listed},
@@ -21,37 +21,49 @@ use crate::{
 const LARGEST_JSON: u64 = 256 << 20;
 const MOST_FILES: usize = 4096;
 
+/// The small files of a directory, all that is read of it beside weights.
+pub(crate) const WORDS: [&str; 6] = [
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+];
+
 pub(super) fn open(path: &Path) -> Result<Model, OpenError> {
     let config_path = path.join("config.json");
     if !config_path.exists() {
         return Err(OpenError::NotAModel(path.to_owned()));
     }
-    let json = read_json(&config_path)?.unwrap_or(Value::Null);
-    let generation = read_json(&path.join("generation_config.json"))?;
+    let folder = Folder { path, read: &|name| read(&path.join(name)) };
+    let json = folder.json("config.json")?.unwrap_or(Value::Null);
+    let generation = folder.json("generation_config.json")?;
     let config = ModelConfig::from_hugging_face(&json, generation.as_ref())
         .map_err(|source| OpenError::Config { path: config_path, source })?;
 
     let (files, listed) = weights(path)?;
     let files = Files::new(files, &config, Naming::HuggingFace, listed)?;
-
-    let tokenizer_path = path.join("tokenizer.json");
-    let tokenizer = match read(&tokenizer_path)? {
-        Some(bytes) => {
-            let tokenizer =
-                Tokenizer::from_json(&bytes).map_err(|source| OpenError::Tokenizer { path: tokenizer_path, source })?;
-            Some(Arc::new(tokenizer))
-        }
-        None => None,
-    };
+    let Words { tokenizer, chat_template } = folder.words()?;
     Ok(Model {
         id: files.id(),
         name: stem(path),
         config: Arc::new(config),
         source: Arc::new(files),
         tokenizer,
-        chat_template: template(path)?.map(Arc::new),
+        chat_template,
         format: ModelFormat::Safetensors,
     })
+}
+
+/// What the manifest of a directory is made of.
+pub(super) fn layout(path: &Path) -> Result<Layout, OpenError> {
+    let (files, listed) = weights(path)?;
+    let mut words = Vec::new();
+    for name in WORDS {
+        words.extend(read(&path.join(name))?.map(|bytes| (name.to_owned(), bytes)));
+    }
+    Ok(Layout { files, listed, words })
 }
 
 type Weights = (Vec<(String, Mapping)>, BTreeMap<String, Listed>);
@@ -83,7 +95,7 @@ fn weights(path: &Path) -> Result<Weights, OpenError> {
 }
 
 /// The files an index names, each inside the model's directory.
-fn shard_names(path: &Path, index: &Value) -> Result<Vec<String>, OpenError> {
+pub(crate) fn shard_names(path: &Path, index: &Value) -> Result<Vec<String>, OpenError> {
     let unusable = |reason: String| OpenError::Json { path: path.to_owned(), reason };
     let map = index.get("weight_map").and_then(Value::as_object);
     let map = map.ok_or_else(|| unusable("it has no `weight_map`".to_owned()))?;
@@ -102,24 +114,52 @@ fn shard_names(path: &Path, index: &Value) -> Result<Vec<String>, OpenError> {
     Ok(names.into_iter().collect())
 }
 
-fn template(path: &Path) -> Result<Option<ChatTemplate>, OpenError> {
-    let config_path = path.join("tokenizer_config.json");
-    let config = read_json(&config_path)?.unwrap_or(Value::Null);
-    let alone = path.join("chat_template.jinja");
-    let (source, from) = match read(&alone)? {
-        Some(bytes) => (Some(String::from_utf8_lossy(&bytes).into_owned()), alone),
-        None => (embedded_template(config.get("chat_template")), config_path),
-    };
-    let Some(source) = source else { return Ok(None) };
-    // Older repositories keep some tokens in a file of their own.
-    let map = read_json(&path.join("special_tokens_map.json"))?.unwrap_or(Value::Null);
-    let token = |name: &str| {
-        let token = config.get(name).or_else(|| map.get(name))?;
-        token.as_str().or_else(|| token.get("content")?.as_str()).map(str::to_owned)
-    };
-    let template = ChatTemplate::new(&source, token("bos_token"), token("eos_token"))
-        .map_err(|source| OpenError::Template { path: from, source })?;
-    Ok(Some(template))
+/// Reads a small file by its name; `None` where there is none.
+type ReadWord<'a> = dyn Fn(&str) -> Result<Option<Vec<u8>>, OpenError> + 'a;
+
+/// A model's small files, wherever they are kept.
+pub(super) struct Folder<'a> {
+    /// Where they are said to be, for messages.
+    pub(super) path: &'a Path,
+    /// How they are read.
+    pub(super) read: &'a ReadWord<'a>,
+}
+
+impl Folder<'_> {
+    /// The tokenizer and the chat template, where there are any.
+    pub(super) fn words(&self) -> Result<Words, OpenError> {
+        let tokenizer = match (self.read)("tokenizer.json")? {
+            Some(bytes) => {
+                let failed = |source| OpenError::Tokenizer { path: self.path.join("tokenizer.json"), source };
+                Some(Arc::new(Tokenizer::from_json(&bytes).map_err(failed)?))
+            }
+            None => None,
+        };
+        Ok(Words { tokenizer, chat_template: self.template()?.map(Arc::new) })
+    }
+
+    fn template(&self) -> Result<Option<ChatTemplate>, OpenError> {
+        let config = self.json("tokenizer_config.json")?.unwrap_or(Value::Null);
+        let (source, from) = match (self.read)("chat_template.jinja")? {
+            Some(bytes) => (Some(String::from_utf8_lossy(&bytes).into_owned()), "chat_template.jinja"),
+            None => (embedded_template(config.get("chat_template")), "tokenizer_config.json"),
+        };
+        let Some(source) = source else { return Ok(None) };
+        // Older repositories keep some tokens in a file of their own.
+        let map = self.json("special_tokens_map.json")?.unwrap_or(Value::Null);
+        let token = |name: &str| {
+            let token = config.get(name).or_else(|| map.get(name))?;
+            token.as_str().or_else(|| token.get("content")?.as_str()).map(str::to_owned)
+        };
+        let template = ChatTemplate::new(&source, token("bos_token"), token("eos_token"))
+            .map_err(|source| OpenError::Template { path: self.path.join(from), source })?;
+        Ok(Some(template))
+    }
+
+    fn json(&self, name: &str) -> Result<Option<Value>, OpenError> {
+        let Some(bytes) = (self.read)(name)? else { return Ok(None) };
+        parse_json(&self.path.join(name), &bytes).map(Some)
+    }
 }
 
 /// One template, or the one called `default` of a list of named ones (else the first).
@@ -135,12 +175,12 @@ fn embedded_template(value: Option<&Value>) -> Option<String> {
 }
 
 fn read_json(path: &Path) -> Result<Option<Value>, OpenError> {
-    let Some(bytes) = read(path)? else { return Ok(None) };
-    let value = serde_json::from_slice(&bytes).map_err(|error| OpenError::Json {
-        path: path.to_owned(),
-        reason: format!("it is not valid JSON ({error})"),
-    })?;
-    Ok(Some(value))
+    read(path)?.map(|bytes| parse_json(path, &bytes)).transpose()
+}
+
+fn parse_json(path: &Path, bytes: &[u8]) -> Result<Value, OpenError> {
+    serde_json::from_slice(bytes)
+        .map_err(|error| OpenError::Json { path: path.to_owned(), reason: format!("it is not valid JSON ({error})") })
 }
 
 /// A whole small file, or `None` where there is none.

@@ -1,10 +1,10 @@
 use std::{collections::BTreeMap, path::Path, sync::Arc};
 
-use super::{Model, ModelFormat, OpenError, stem};
+use super::{Layout, Model, ModelFormat, OpenError, Words, stem};
 use crate::{
     config::ModelConfig,
     files::{Files, Listed},
-    gguf::{Gguf, GgufError},
+    gguf::{Gguf, GgufError, GgufTensor},
     mapping::Mapping,
     names::Naming,
     template::ChatTemplate,
@@ -12,46 +12,81 @@ use crate::{
 };
 
 pub(super) fn open(path: &Path) -> Result<Model, OpenError> {
-    let owned = || path.to_owned();
-    let mapping = Mapping::open(path).map_err(|source| OpenError::Read { path: owned(), source })?;
-    let gguf = Gguf::parse(mapping.bytes()).map_err(|source| match source {
-        GgufError::Magic => OpenError::NotAModel(owned()),
-        source => OpenError::Gguf { path: owned(), source },
-    })?;
-    if let Some(parts) = gguf.unsigned("split.count").filter(|&parts| parts > 1) {
-        let part = gguf.unsigned("split.no").unwrap_or(0).saturating_add(1);
-        return Err(OpenError::Split { path: owned(), part, parts });
-    }
-    let config = ModelConfig::from_gguf(&gguf).map_err(|source| OpenError::Config { path: owned(), source })?;
-    let tokenizer =
-        Tokenizer::from_gguf(&gguf).map_err(|source| OpenError::Tokenizer { path: owned(), source })?.map(Arc::new);
-    let template = gguf.text("tokenizer.chat_template").map(|source| {
-        let token = |id: Option<u32>| id.and_then(|id| tokenizer.as_ref()?.token_text(id));
-        let eos = gguf.unsigned("tokenizer.ggml.eos_token_id").and_then(|id| u32::try_from(id).ok());
-        ChatTemplate::new(source, token(config.bos_token), token(eos))
-    });
-    let chat_template =
-        template.transpose().map_err(|source| OpenError::Template { path: owned(), source })?.map(Arc::new);
-
-    let listed: BTreeMap<String, Listed> = gguf
-        .tensors
-        .iter()
-        .map(|tensor| {
-            let kind = tensor.kind.map_err(str::to_owned);
-            let shape = tensor.shape.clone();
-            (tensor.name.clone(), Listed { shape, kind, file: 0, offset: tensor.offset, length: tensor.length })
-        })
-        .collect();
-    let file_name = path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
-    let files = Files::new(vec![(file_name, mapping)], &config, Naming::Gguf, listed)?;
-    let name = gguf.text("general.name").map(str::trim).filter(|name| !name.is_empty());
+    let (mapping, gguf) = read(path)?;
+    let config = ModelConfig::from_gguf(&gguf).map_err(|source| OpenError::Config { path: path.to_owned(), source })?;
+    let Words { tokenizer, chat_template } = words(path, &gguf, config.bos_token)?;
+    let files = Files::new(vec![(file_name(path), mapping)], &config, Naming::Gguf, listed(&gguf))?;
     Ok(Model {
         id: files.id(),
-        name: name.map_or_else(|| stem(path), str::to_owned),
+        name: name(&gguf).unwrap_or_else(|| stem(path)),
         config: Arc::new(config),
         source: Arc::new(files),
         tokenizer,
         chat_template,
         format: ModelFormat::Gguf,
     })
+}
+
+/// What the manifest of a GGUF file is made of.
+pub(super) fn layout(path: &Path) -> Result<Layout, OpenError> {
+    let (mapping, gguf) = read(path)?;
+    Ok(Layout { files: vec![(file_name(path), mapping)], listed: listed(&gguf), words: Vec::new() })
+}
+
+/// The tokenizer and the chat template a header describes.
+pub(super) fn words(path: &Path, gguf: &Gguf, bos_token: Option<u32>) -> Result<Words, OpenError> {
+    let owned = || path.to_owned();
+    let tokenizer =
+        Tokenizer::from_gguf(gguf).map_err(|source| OpenError::Tokenizer { path: owned(), source })?.map(Arc::new);
+    let template = gguf.text("tokenizer.chat_template").map(|source| {
+        let token = |id: Option<u32>| id.and_then(|id| tokenizer.as_ref()?.token_text(id));
+        let eos = gguf.unsigned("tokenizer.ggml.eos_token_id").and_then(|id| u32::try_from(id).ok());
+        ChatTemplate::new(source, token(bos_token), token(eos))
+    });
+    let chat_template =
+        template.transpose().map_err(|source| OpenError::Template { path: owned(), source })?.map(Arc::new);
+    Ok(Words { tokenizer, chat_template })
+}
+
+/// `general.name`, where it says something.
+pub(crate) fn name(gguf: &Gguf) -> Option<String> {
+    gguf.text("general.name").map(str::trim).filter(|name| !name.is_empty()).map(str::to_owned)
+}
+
+/// The tensors of a header by name.
+pub(crate) fn listed(gguf: &Gguf) -> BTreeMap<String, Listed> {
+    let listed = |tensor: &GgufTensor| Listed {
+        shape: tensor.shape.clone(),
+        kind: tensor.kind.map_err(str::to_owned),
+        file: 0,
+        offset: tensor.offset,
+        length: tensor.length,
+    };
+    gguf.tensors.iter().map(|tensor| (tensor.name.clone(), listed(tensor))).collect()
+}
+
+fn file_name(path: &Path) -> String {
+    path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned())
+}
+
+fn read(path: &Path) -> Result<(Mapping, Gguf), OpenError> {
+    let owned = || path.to_owned();
+    let mapping = Mapping::open(path).map_err(|source| OpenError::Read { path: owned(), source })?;
+    let gguf = Gguf::parse(mapping.bytes()).map_err(|source| match source {
+        GgufError::Magic => OpenError::NotAModel(owned()),
+        source => OpenError::Gguf { path: owned(), source },
+    })?;
+    refuse_split(path, &gguf)?;
+    Ok((mapping, gguf))
+}
+
+/// One part of several is no model.
+pub(crate) fn refuse_split(path: &Path, gguf: &Gguf) -> Result<(), OpenError> {
+    match gguf.unsigned("split.count").filter(|&parts| parts > 1) {
+        Some(parts) => {
+            let part = gguf.unsigned("split.no").unwrap_or(0).saturating_add(1);
+            Err(OpenError::Split { path: path.to_owned(), part, parts })
+        }
+        None => Ok(()),
+    }
 }

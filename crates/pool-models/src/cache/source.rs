@@ -1,0 +1,94 @@
+//! The [`TensorSource`] over the cache: each tensor mapped from its own file, when it is first read.
+
+use std::{
+    borrow::Cow,
+    collections::{BTreeMap, HashMap},
+    path::PathBuf,
+    sync::{
+        OnceLock,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use super::{Cache, Lease};
+use crate::{
+    manifest::Manifest,
+    mapping::Mapping,
+    open::OpenError,
+    source::{TensorError, TensorInfo, TensorName, TensorSource},
+};
+
+/// A model's tensors in the cache. Each has the place it has in the original files, so that the index and its id are
+/// the same.
+pub(crate) struct CachedTensors {
+    tensors: BTreeMap<TensorName, Slot>,
+    files: Vec<String>,
+    read: AtomicU64,
+    _lease: Lease,
+}
+
+struct Slot {
+    info: TensorInfo,
+    object: PathBuf,
+    mapping: OnceLock<Mapping>,
+}
+
+impl CachedTensors {
+    pub(crate) fn new(cache: &Cache, manifest: &Manifest, lease: Lease) -> Result<Self, OpenError> {
+        let keys: HashMap<&str, _> = manifest.tensors.iter().map(|t| (t.name.as_str(), t.content.key)).collect();
+        let mut tensors = BTreeMap::new();
+        for (name, info) in manifest.index()? {
+            let key = keys.get(info.file_name.as_str());
+            let Some(key) = key else { return Err(OpenError::MissingTensor(info.file_name)) };
+            let object = cache.object_path(*key);
+            tensors.insert(name, Slot { info, object, mapping: OnceLock::new() });
+        }
+        let files = manifest.files.iter().map(|file| file.path.clone()).collect();
+        Ok(Self { tensors, files, read: AtomicU64::new(0), _lease: lease })
+    }
+}
+
+impl Slot {
+    fn mapping(&self) -> Result<&Mapping, TensorError> {
+        if let Some(mapping) = self.mapping.get() {
+            return Ok(mapping);
+        }
+        let mapping = Mapping::open_by_path(&self.object).map_err(|source| match source.kind() {
+            std::io::ErrorKind::NotFound => TensorError::NotDownloaded(self.info.file_name.clone()),
+            _ => TensorError::Read { file: self.object.display().to_string(), source },
+        })?;
+        Ok(self.mapping.get_or_init(|| mapping))
+    }
+}
+
+impl TensorSource for CachedTensors {
+    fn info(&self, name: TensorName) -> Option<&TensorInfo> {
+        self.tensors.get(&name).map(|slot| &slot.info)
+    }
+
+    fn bytes(&self, name: TensorName) -> Result<Cow<'_, [u8]>, TensorError> {
+        let slot = self.tensors.get(&name).ok_or(TensorError::Missing(name))?;
+        let mapping = slot.mapping()?;
+        let file = || slot.object.display().to_string();
+        let length = mapping.length().map_err(|source| TensorError::Read { file: file(), source })?;
+        let (bytes, end) = (mapping.bytes(), slot.info.length);
+        if length != end || bytes.len() as u64 != end {
+            let tensor = slot.info.file_name.clone();
+            return Err(TensorError::Truncated { file: file(), tensor, start: 0, end, length });
+        }
+        self.read.fetch_add(end, Ordering::Relaxed);
+        Ok(Cow::Borrowed(bytes))
+    }
+
+    fn bytes_read(&self) -> u64 {
+        self.read.load(Ordering::Relaxed)
+    }
+
+    fn names(&self) -> Vec<TensorName> {
+        self.tensors.keys().copied().collect()
+    }
+
+    fn files(&self) -> Vec<String> {
+        self.files.clone()
+    }
+}

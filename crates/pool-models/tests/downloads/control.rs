@@ -1,0 +1,186 @@
+//! What the owner can do with the list: pause, resume, cancel, order, cap.
+
+use std::time::{Duration, Instant};
+
+use alloy_primitives::{Address, B256};
+use alloy_signer::SignerSync;
+use alloy_signer_local::PrivateKeySigner;
+use pool_models::{Cache, Download, DownloadError, DownloadState, Manifest, Model, SignedManifest};
+use pool_types::ByteSize;
+
+use crate::{
+    assert_same, download,
+    models::{manifest, shard, single},
+    server::Server,
+    start, until,
+};
+
+struct Slow {
+    folder: tempfile::TempDir,
+    manifest: Manifest,
+    server: Server,
+}
+
+async fn slow(seed: u64) -> Slow {
+    let files = single(seed);
+    let (folder, manifest) = manifest(&files);
+    let server = Server::start(&files).await;
+    server.behave(|conduct| conduct.throttle = Some(500_000));
+    Slow { folder, manifest, server }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_paused_download_stands_still_and_goes_on_where_it_was() {
+    let Slow { folder, manifest, server } = slow(300).await;
+    let root = tempfile::tempdir().unwrap();
+    let cache = Cache::open(root.path()).unwrap();
+    let downloads = start(&cache);
+    let wanted = shard(&manifest, 0, 2);
+    let id = downloads.add(download(&manifest, wanted, &[&server])).await.unwrap();
+    let running = until(&downloads, "it has a speed", |s| s.speed.0 > 0 && s.left.is_some() && s.done.0 > 0).await;
+    assert_eq!(running.state, DownloadState::Downloading);
+    assert!(running.to_string().contains("/s, "), "{running}");
+    downloads.pause(id).await.unwrap();
+    let paused = until(&downloads, "it is paused", |s| s.state == DownloadState::Paused).await;
+    assert!(paused.done.0 > 0 && paused.speed.0 == 0, "{paused}");
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    let (before, sent) = (server.seen().len(), server.sent(""));
+    tokio::time::sleep(Duration::from_millis(600)).await;
+    assert_eq!(server.seen().len(), before, "nobody asks while it is paused");
+    assert!(server.sent("") - sent < 300_000, "connections were closed");
+    server.behave(|conduct| conduct.throttle = None);
+    server.forget();
+    downloads.resume(id).await.unwrap();
+    let ended = downloads.ended(id).await.unwrap();
+    assert_eq!(ended.state, DownloadState::Done, "{ended}");
+    assert!(server.sent("") < ended.total.0, "what was there was not fetched again");
+    assert_same(&Model::open(folder.path()).unwrap(), &Model::open(&ended.path).unwrap(), wanted);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn everything_can_be_paused_at_once_and_cancelled_one_by_one() {
+    let Slow { folder: _folder, manifest, server } = slow(301).await;
+    let root = tempfile::tempdir().unwrap();
+    let cache = Cache::open(root.path()).unwrap();
+    let downloads = start(&cache);
+    downloads.pause_all().await.unwrap();
+    let first = downloads.add(download(&manifest, shard(&manifest, 0, 1), &[&server])).await.unwrap();
+    let second = downloads.add(download(&manifest, shard(&manifest, 1, 2), &[&server])).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(600)).await;
+    let states: Vec<DownloadState> = downloads.watch().borrow().iter().map(|status| status.state).collect();
+    assert_eq!(states, [DownloadState::Paused; 2], "those that are added later too");
+    assert!(server.seen().is_empty());
+    downloads.cancel(first).await.unwrap();
+    assert!(matches!(downloads.ended(first).await, Err(DownloadError::Cancelled)));
+    assert!(matches!(downloads.pause(first).await, Err(DownloadError::Unknown)));
+    let [listed] = cache.list().unwrap().try_into().unwrap();
+    assert_eq!(listed.assigned, [shard(&manifest, 1, 2)], "what was cancelled is no longer assigned");
+    downloads.resume_all().await.unwrap();
+    assert_eq!(downloads.ended(second).await.unwrap().state, DownloadState::Done);
+    downloads.stop().await;
+    assert!(matches!(downloads.resume_all().await, Err(DownloadError::Stopped)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_has_priority_goes_first() {
+    let (one, two) = (slow(302).await, slow(303).await);
+    let root = tempfile::tempdir().unwrap();
+    let downloads = start(&Cache::open(root.path()).unwrap());
+    let wish = |slow: &Slow, priority| Download {
+        priority,
+        ..download(&slow.manifest, shard(&slow.manifest, 0, 2), &[&slow.server])
+    };
+    // So slow that a request takes a quarter of a minute, and a piece three seconds.
+    one.server.behave(|conduct| conduct.throttle = Some(20_000));
+    two.server.behave(|conduct| conduct.throttle = None);
+    let first = downloads.add(wish(&one, 0)).await.unwrap();
+    until(&downloads, "every connection is taken", |_| one.server.most_open() == 4).await;
+    let began = Instant::now();
+    let urgent = downloads.add(wish(&two, 5)).await.unwrap();
+    let ended = downloads.ended(urgent).await.unwrap();
+    assert_eq!(ended.state, DownloadState::Done);
+    let took = began.elapsed();
+    assert!(took < Duration::from_secs(9), "connections are let go of after a piece, not after a request: {took:?}");
+    let list = downloads.watch().borrow().clone();
+    let other = list.iter().find(|status| status.id == first).unwrap();
+    assert!(!other.has_ended(), "the urgent one overtook it: {other}");
+    assert_eq!(list.first().map(|status| status.id), Some(urgent), "the list is in the order of priority");
+    one.server.behave(|conduct| conduct.throttle = None);
+    downloads.pause(first).await.unwrap();
+    downloads.resume(first).await.unwrap();
+    assert_eq!(downloads.ended(first).await.unwrap().state, DownloadState::Done);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cap_on_bandwidth_holds_and_can_be_lifted_while_running() {
+    let Slow { folder: _folder, manifest, server } = slow(304).await;
+    server.behave(|conduct| conduct.throttle = None);
+    let root = tempfile::tempdir().unwrap();
+    let downloads = start(&Cache::open(root.path()).unwrap());
+    downloads.set_bandwidth(Some(ByteSize(1 << 20))).await.unwrap();
+    let began = Instant::now();
+    let id = downloads.add(download(&manifest, shard(&manifest, 0, 2), &[&server])).await.unwrap();
+    let ended = downloads.ended(id).await.unwrap();
+    let (took, expected) = (began.elapsed().as_secs_f64(), ended.total.0 as f64 / (1 << 20) as f64);
+    assert_eq!(ended.state, DownloadState::Done);
+    assert!(took > expected * 0.9, "{} at 1 MiB a second took {took} seconds", ended.total);
+
+    downloads.set_bandwidth(Some(ByteSize(20_000))).await.unwrap();
+    let began = Instant::now();
+    let id = downloads.add(download(&manifest, shard(&manifest, 2, 4), &[&server])).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(700)).await;
+    assert!(!downloads.watch().borrow().iter().any(|status| status.id == id && status.has_ended()));
+    downloads.set_bandwidth(None).await.unwrap();
+    assert_eq!(downloads.ended(id).await.unwrap().state, DownloadState::Done);
+    assert!(began.elapsed() < Duration::from_secs(20), "3 MB at 20 KB a second would have taken minutes");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_download_needs_somebody_to_ask() {
+    let Slow { folder: _folder, manifest, server: _server } = slow(305).await;
+    let root = tempfile::tempdir().unwrap();
+    let downloads = start(&Cache::open(root.path()).unwrap());
+    let refused = downloads.add(download(&manifest, shard(&manifest, 0, 1), &[])).await;
+    assert!(matches!(refused, Err(DownloadError::NoMirror)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pools_model_needs_its_owners_signature() {
+    let Slow { folder: _folder, manifest, server } = slow(306).await;
+    server.behave(|conduct| conduct.throttle = None);
+    let key = PrivateKeySigner::from_bytes(&B256::repeat_byte(7)).unwrap();
+    let root = tempfile::tempdir().unwrap();
+    let cache = Cache::open(root.path()).unwrap();
+    let downloads = start(&cache);
+    let wish =
+        |signature, owner| Download { signature, owner, ..download(&manifest, shard(&manifest, 0, 1), &[&server]) };
+    let sign = |hash: B256| key.sign_hash_sync(&hash).map(|signature| signature.as_bytes().to_vec());
+    let signed = SignedManifest::sign(&manifest, 16_602, sign).unwrap();
+    let unsigned = downloads.add(wish(None, Some(key.address()))).await;
+    assert!(matches!(unsigned, Err(DownloadError::Manifest(_))), "{unsigned:?}");
+    let strangers = downloads.add(wish(Some(signed.clone()), Some(Address::repeat_byte(1)))).await;
+    assert!(matches!(strangers, Err(DownloadError::Manifest(_))), "{strangers:?}");
+    assert!(server.seen().is_empty() && cache.list().unwrap().is_empty(), "not a byte was fetched for either");
+    let id = downloads.add(wish(Some(signed), Some(key.address()))).await.unwrap();
+    assert_eq!(downloads.ended(id).await.unwrap().state, DownloadState::Done);
+    let [listed] = cache.list().unwrap().try_into().unwrap();
+    assert_eq!((listed.signer, listed.hashed), (Some(key.address()), true), "the list says whose word it is");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_shards_of_one_list_fetch_what_both_need_once() {
+    let Slow { folder, manifest, server } = slow(307).await;
+    server.behave(|conduct| conduct.throttle = Some(2_000_000));
+    let root = tempfile::tempdir().unwrap();
+    let downloads = start(&Cache::open(root.path()).unwrap());
+    let (one, two) = (shard(&manifest, 0, 3), shard(&manifest, 1, 4));
+    let first = downloads.add(download(&manifest, one, &[&server])).await.unwrap();
+    let second = downloads.add(download(&manifest, two, &[&server])).await.unwrap();
+    let ended = [downloads.ended(first).await.unwrap(), downloads.ended(second).await.unwrap()];
+    assert!(ended.iter().all(|status| status.state == DownloadState::Done), "{ended:?}");
+    let both = shard(&manifest, 0, 4);
+    assert_same(&Model::open(folder.path()).unwrap(), &Model::open(&ended[0].path).unwrap(), both);
+    let needed: u64 = manifest.items(both).iter().map(|item| item.content.length).sum();
+    let served = server.sent("");
+    assert!(served as f64 <= needed as f64 * 1.02, "{served} bytes came where {needed} were needed");
+}

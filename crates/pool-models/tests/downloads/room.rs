@@ -1,0 +1,252 @@
+//! The disk: budgets, full disks, and what is evicted in which order.
+
+use std::{
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, SystemTime},
+};
+
+use pool_models::{
+    Budget, Cache, CacheError, DownloadOptions, DownloadState, Downloads, Manifest, Model, NoRoom, TensorError,
+    TensorName, Wanted,
+};
+use pool_types::ByteSize;
+
+use crate::{
+    assert_same, download, fetched,
+    models::{self, Files, manifest, shard, single},
+    options, plenty,
+    server::Server,
+    until,
+};
+
+static NOW: AtomicU64 = AtomicU64::new(1_800_000_000);
+
+/// A clock that only goes when told.
+fn clock() -> SystemTime {
+    SystemTime::UNIX_EPOCH + Duration::from_secs(NOW.load(Ordering::Relaxed))
+}
+
+/// A model that was made and taken over whole, and used at that time.
+fn cached(cache: &Cache, seed: u64, used: u64) -> (tempfile::TempDir, Files, Manifest) {
+    let files = single(seed);
+    let (folder, manifest) = manifest(&files);
+    NOW.store(used, Ordering::Relaxed);
+    cache.import(&manifest, folder.path(), Wanted::everything(&manifest.config)).unwrap();
+    (folder, files, manifest)
+}
+
+/// What is here of a model's weights: all these models have the same words and the same header.
+fn here(cache: &Cache, manifest: &Manifest) -> u64 {
+    let words = manifest.words.iter().map(|word| word.content.length);
+    let shared: u64 = words.chain(manifest.files.iter().map(|file| file.header.length)).sum();
+    cache
+        .list()
+        .unwrap()
+        .into_iter()
+        .find(|model| model.hash == manifest.hash())
+        .map_or(0, |model| model.cached.0)
+        .saturating_sub(shared)
+}
+
+fn most(bytes: u64) -> Budget {
+    Budget { most: Some(ByteSize(bytes)), keep_free: ByteSize(0) }
+}
+
+#[test]
+fn what_nobody_needs_goes_first_and_what_is_in_use_never() {
+    let root = tempfile::tempdir().unwrap();
+    let cache = Cache::open_with_clock(root.path(), clock).unwrap();
+    let (_a, _, pinned) = cached(&cache, 200, 1_800_000_100);
+    let (_b, _, old) = cached(&cache, 201, 1_800_000_200);
+    let (_c, _, recent) = cached(&cache, 202, 1_800_000_300);
+    let (_d, _, assigned) = cached(&cache, 203, 1_800_000_050);
+    let (_e, _, served) = cached(&cache, 204, 1_800_000_010);
+    cache.pin(pinned.hash(), true).unwrap();
+    let part = shard(&assigned, 0, 1);
+    cache.assign(assigned.hash(), part).unwrap();
+    let shard_process = Model::open(cache.model_path(served.hash())).unwrap();
+    let everything = cache.used_bytes().unwrap();
+    let one = everything / 5;
+    let space = plenty();
+    let evict = |bytes: u64| cache.make_room(bytes, most(cache.used_bytes().unwrap()), space.as_ref());
+
+    // An unfinished part of a model that is not assigned goes before anything whole.
+    evict(1).unwrap();
+    assert!(here(&cache, &old) < one, "the least recently used unassigned model loses something first");
+    assert_eq!(here(&cache, &recent), here(&cache, &pinned), "the more recent one has lost nothing yet");
+    evict(one).unwrap();
+    assert_eq!(here(&cache, &old), 0, "all of it goes before the next model is touched");
+    evict(one / 2).unwrap();
+    assert!(here(&cache, &recent) < one && here(&cache, &assigned) > one * 9 / 10, "then the next unassigned one");
+    evict(one).unwrap();
+    assert_eq!(here(&cache, &recent), 0);
+    let model = Model::open(cache.model_path(assigned.hash())).unwrap();
+    let gone = |layer| {
+        let tensor = model.source.bytes(TensorName::Layer(layer, pool_models::LayerTensor::Down));
+        matches!(tensor, Err(TensorError::NotDownloaded(_)))
+    };
+    let outside: Vec<bool> = (1..4).map(gone).collect();
+    assert!(outside.contains(&true), "then what lies outside an assigned part, {outside:?}");
+    assert!(!gone(0), "but never the part itself");
+    drop(model);
+
+    // Now only what must stay is left.
+    let kept = cache.used_bytes().unwrap();
+    let error = cache.make_room(everything, most(kept), space.as_ref()).unwrap_err();
+    assert!(matches!(error, NoRoom::Budget { .. }), "{error}");
+    assert_eq!(cache.used_bytes().unwrap(), kept, "nothing is evicted in vain");
+    assert_same_as_whole(&shard_process, &served);
+    let refused = cache.remove(served.hash()).unwrap_err();
+    assert!(matches!(&refused, CacheError::InUse(name) if name == "Tiny"), "{refused}");
+
+    // The shard ends: its model is the oldest of all and goes at once.
+    drop(shard_process);
+    cache.make_room(one / 2, most(kept), space.as_ref()).unwrap();
+    assert!(here(&cache, &served) < one / 2 + one / 10, "{} of {one} left", here(&cache, &served));
+    assert_eq!(cache.verify(pinned.hash()).unwrap().missing, 0, "what the owner pinned stays whole");
+}
+
+fn assert_same_as_whole(model: &Model, manifest: &Manifest) {
+    let bytes: u64 = model.source.names().into_iter().map(|name| model.source.bytes(name).unwrap().len() as u64).sum();
+    assert_eq!(bytes, manifest.tensor_bytes(), "a shard that serves loses nothing under its feet");
+}
+
+#[test]
+fn what_two_models_share_stays_while_one_of_them_must() {
+    let root = tempfile::tempdir().unwrap();
+    let cache = Cache::open_with_clock(root.path(), clock).unwrap();
+    let (folder, _, first) = cached(&cache, 210, 1_800_000_000);
+    let mut second = first.clone();
+    second.revision = "2".to_owned();
+    cache.import(&second, folder.path(), Wanted::words()).unwrap();
+    cache.assign(second.hash(), shard(&second, 0, 2)).unwrap();
+    cache.make_room(1 << 30, most((1 << 30) + (4 << 20)), plenty().as_ref()).unwrap();
+    let model = Model::open(cache.model_path(second.hash())).unwrap();
+    let down = |layer| model.source.bytes(TensorName::Layer(layer, pool_models::LayerTensor::Down));
+    assert!(down(0).is_ok() && down(1).is_ok(), "the second model's part is kept, though the first one's may go");
+    assert!(down(3).is_err(), "the rest had to go");
+}
+
+/// A disk whose free space is set from outside.
+struct Disk(AtomicU64);
+
+fn sensor(disk: &Arc<Disk>) -> Arc<dyn pool_models::Space> {
+    let disk = disk.clone();
+    Arc::new(move |_: &Path| Ok(disk.0.load(Ordering::Relaxed)))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_is_waited_for_and_the_download_goes_on_by_itself() {
+    let files = single(220);
+    let (folder, manifest) = manifest(&files);
+    let server = Server::start(&files).await;
+    let root = tempfile::tempdir().unwrap();
+    let cache = Cache::open(root.path()).unwrap();
+    let disk = Arc::new(Disk(AtomicU64::new(3 << 20)));
+    let budget = Budget { most: None, keep_free: ByteSize(2 << 20) };
+    let options = DownloadOptions { budget, ..options() };
+    let downloads = Downloads::start(cache.clone(), options, sensor(&disk)).unwrap();
+    let wanted = shard(&manifest, 0, 2);
+    let id = downloads.add(download(&manifest, wanted, &[&server])).await.unwrap();
+    let waiting = until(&downloads, "it waits", |status| status.state == DownloadState::Waiting).await;
+    assert_eq!(
+        waiting.message.as_deref(),
+        Some(
+            "3.0 MiB more are needed, but the disk has only 3.0 MiB free and 2.0 MiB of it must stay so; free some space, and the download goes on by itself"
+        )
+    );
+    assert_eq!(server.seen().len(), 0, "nothing is fetched that has no place");
+    disk.0.store(1 << 30, Ordering::Relaxed);
+    let ended = downloads.ended(id).await.unwrap();
+    assert_eq!(ended.state, DownloadState::Done, "{ended}");
+    assert_same(&Model::open(folder.path()).unwrap(), &Model::open(&ended.path).unwrap(), wanted);
+
+    // Somebody else fills the disk in the middle of a download.
+    server.behave(|conduct| conduct.throttle = Some(1_000_000));
+    let id = downloads.add(download(&manifest, shard(&manifest, 2, 4), &[&server])).await.unwrap();
+    until(&downloads, "it downloads", |status| status.id == id && status.done.0 > 100_000).await;
+    disk.0.store(1 << 20, Ordering::Relaxed);
+    let waiting = until(&downloads, "it waits", |status| status.state == DownloadState::Waiting).await;
+    assert!(waiting.message.unwrap().contains("must stay so"));
+    disk.0.store(1 << 30, Ordering::Relaxed);
+    assert_eq!(downloads.ended(id).await.unwrap().state, DownloadState::Done);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_budget_makes_room_by_itself_and_says_when_it_cannot() {
+    let (first, second) = (single(221), single(222));
+    let (_one, first_manifest) = manifest(&first);
+    let (_two, second_manifest) = manifest(&second);
+    let server = Server::start(&first).await;
+    let other = Server::start(&second).await;
+    let root = tempfile::tempdir().unwrap();
+    let cache = Cache::open(root.path()).unwrap();
+    fetched(&cache, &first_manifest, shard(&first_manifest, 0, 3), &[&server]).await;
+    let used = cache.used_bytes().unwrap();
+    let options = DownloadOptions { budget: most(used + (1 << 20)), ..options() };
+    let downloads = Downloads::start(cache.clone(), options, plenty()).unwrap();
+    let wanted = shard(&second_manifest, 0, 2);
+    let id = downloads.add(download(&second_manifest, wanted, &[&other])).await.unwrap();
+    let waiting = until(&downloads, "it waits", |status| status.state == DownloadState::Waiting).await;
+    let message = waiting.message.unwrap();
+    assert!(message.contains("set aside for them; raise the disk budget or remove a model"), "{message}");
+
+    // The first model is no longer assigned to this machine: it makes room for the second.
+    cache.unassign(first_manifest.hash(), shard(&first_manifest, 0, 3)).unwrap();
+    let ended = downloads.ended(id).await.unwrap();
+    assert_eq!(ended.state, DownloadState::Done, "{ended}");
+    assert!(cache.used_bytes().unwrap() <= used + (1 << 20), "the budget held");
+
+    // Or the owner raises the budget.
+    let id = downloads.add(download(&first_manifest, shard(&first_manifest, 0, 4), &[&server])).await.unwrap();
+    until(&downloads, "it waits", |status| status.id == id && status.state == DownloadState::Waiting).await;
+    downloads.set_budget(Budget::default()).await.unwrap();
+    assert_eq!(downloads.ended(id).await.unwrap().state, DownloadState::Done);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_there_already_needs_no_room() {
+    let files = single(224);
+    let (folder, manifest) = manifest(&files);
+    let server = Server::start(&files).await;
+    let root = tempfile::tempdir().unwrap();
+    let cache = Cache::open(root.path()).unwrap();
+    let wanted = shard(&manifest, 0, 2);
+    cache.import(&manifest, folder.path(), wanted).unwrap();
+    let options = DownloadOptions { budget: most(1000), ..options() };
+    let downloads = Downloads::start(cache, options, plenty()).unwrap();
+    let id = downloads.add(download(&manifest, wanted, &[&server])).await.unwrap();
+    let ended = downloads.ended(id).await.unwrap();
+    assert_eq!(ended.state, DownloadState::Done, "{ended}");
+}
+
+#[test]
+fn the_system_says_how_much_space_there_is() {
+    use pool_models::{Space, SystemSpace};
+    let free = SystemSpace.free(tempfile::tempdir().unwrap().path());
+    assert!(free.is_ok_and(|free| free > 0) || !cfg!(unix), "tests need some space themselves");
+}
+
+#[test]
+fn a_model_is_opened_while_the_cache_is_being_tidied() {
+    let root = tempfile::tempdir().unwrap();
+    let cache = Cache::open(root.path()).unwrap();
+    let files = single(223);
+    let (folder, manifest) = manifest(&files);
+    cache.import(&manifest, &models::write(folder.path(), &files), Wanted::everything(&manifest.config)).unwrap();
+    cache.pin(manifest.hash(), true).unwrap();
+    let path = cache.model_path(manifest.hash());
+    std::thread::scope(|threads| {
+        for _ in 0..4 {
+            threads.spawn(|| (0..20).for_each(|_| drop(Model::open(&path).unwrap())));
+        }
+        for _ in 0..40 {
+            cache.make_room(1, Budget::default(), plenty().as_ref()).unwrap();
+            cache.list().unwrap();
+        }
+    });
+}
