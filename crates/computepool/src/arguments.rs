@@ -4,6 +4,7 @@ mod money;
 
 use std::{fmt, path::PathBuf, str::FromStr};
 
+use alloy_primitives::Address;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use pool_coalition::proposal::RegistryDomain;
 use pool_orchestrator::control::ServingWishes;
@@ -51,6 +52,8 @@ pub(crate) enum Command {
     /// Check what an orchestrator says of itself
     #[command(subcommand)]
     Verify(VerifyCommand),
+    /// Write down what a model consists of, with hashes, so that nodes can fetch and verify their layers of it
+    Manifest(ManifestArguments),
     /// Show what a model is: architecture, layers, bytes
     Inspect(InspectArguments),
     /// Show how a model would be split over given cards
@@ -251,8 +254,20 @@ pub(crate) struct NodeArguments {
     #[arg(long, value_name = "FOLDER")]
     pub(crate) state: PathBuf,
     /// A folder with config.json and safetensors, or a GGUF file: the same model as the orchestrator's
-    #[arg(long, value_name = "PATH")]
-    pub(crate) model: PathBuf,
+    #[arg(long, value_name = "PATH", required_unless_present = "manifest")]
+    pub(crate) model: Option<PathBuf>,
+    /// Instead of a model that is here: the manifest of one that is fetched, as far as this node serves it
+    #[arg(long, value_name = "FILE", conflicts_with = "model", requires = "mirror")]
+    pub(crate) manifest: Option<PathBuf>,
+    /// Who has that model's files: an address such as https://huggingface.co/maker/model/resolve/main (several: the next is asked when one fails)
+    #[arg(long, value_name = "URL", requires = "manifest")]
+    pub(crate) mirror: Vec<String>,
+    /// The pool's owner: take no manifest that this address has not signed
+    #[arg(long, value_name = "ADDRESS", requires = "manifest")]
+    pub(crate) pool_owner: Option<Address>,
+    /// Where fetched layers are kept [default: the folder `models` in --state]
+    #[arg(long, value_name = "FOLDER", requires = "manifest")]
+    pub(crate) cache: Option<PathBuf>,
     /// File with the passphrase of the key [default: COMPUTEPOOL_PASSPHRASE]
     #[arg(long, value_name = "FILE")]
     pub(crate) passphrase_file: Option<PathBuf>,
@@ -298,6 +313,24 @@ pub(crate) struct NodeArguments {
     /// What the parent measured, as JSON
     #[arg(long, hide = true)]
     pub(crate) capabilities: Option<String>,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct ManifestArguments {
+    /// A folder with config.json and safetensors, or a GGUF file
+    pub(crate) model: PathBuf,
+    /// Where to write it
+    #[arg(long, value_name = "FILE")]
+    pub(crate) out: PathBuf,
+    /// Sign it with the key in this folder, as the pool's owner; the signature goes into FILE.signature
+    #[arg(long, value_name = "FOLDER")]
+    pub(crate) key: Option<PathBuf>,
+    /// The chain of the pool, where it has one
+    #[arg(long, default_value_t = 0, value_name = "ID")]
+    pub(crate) chain: u64,
+    /// File with the passphrase of the key [default: COMPUTEPOOL_PASSPHRASE]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) passphrase_file: Option<PathBuf>,
 }
 
 #[derive(Clone, Debug, Args)]

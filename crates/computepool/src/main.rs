@@ -10,6 +10,7 @@ mod detach;
 mod devnet;
 mod inspect;
 mod logs;
+mod manifest;
 mod network;
 mod node;
 mod orchestrator;
@@ -56,6 +57,7 @@ fn main() -> ExitCode {
         Command::Wallet(arguments) => wallet::run(&arguments),
         Command::Devnet(command) => devnet::run(command),
         Command::Verify(command) => verify::run(&command),
+        Command::Manifest(arguments) => manifest::run(&arguments),
         Command::Inspect(arguments) => inspect::run(&arguments),
         Command::Plan(arguments) => plan::run(&arguments),
         Command::Demo(arguments) => demo::run(arguments),

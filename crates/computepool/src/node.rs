@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use pool_node::{
-    NodeConfig, ResourceLimits, VotePolicy,
+    NodeConfig, NodeModel, ResourceLimits, VotePolicy,
     identity::{Passphrase, make_private_directory, open_or_create},
     measure_capabilities,
 };
@@ -13,7 +13,7 @@ use pool_types::FlowRate;
 
 use crate::{
     arguments::{CpuSet, NodeArguments},
-    logs, owner, serving,
+    logs, manifest, owner, serving,
     state::read_roster,
     stop,
 };
@@ -38,12 +38,13 @@ pub(crate) fn run(arguments: NodeArguments) -> Result<ExitCode> {
     };
     let policy = arguments.policy.then(|| owner::wishes(&arguments)).transpose()?;
     let state = arguments.state.clone();
-    let config = NodeConfig {
+    let fetched = arguments.manifest.as_deref().map(|file| manifest::read(file, &arguments)).transpose()?;
+    let mut config = NodeConfig {
         orchestrator: arguments.orchestrator,
         roster: read_roster(&arguments.roster)?,
         name: String::new(),
         wallet,
-        model: arguments.model,
+        model: NodeModel::Local(arguments.model.unwrap_or_default()),
         shard_program: None,
         capabilities,
         cpus: arguments.cpus.iter().flat_map(CpuSet::cores).collect(),
@@ -57,6 +58,9 @@ pub(crate) fn run(arguments: NodeArguments) -> Result<ExitCode> {
         let shutdown = stop::on_signal()?;
         if arguments.with_parent {
             stop::with_parent(shutdown.clone());
+        }
+        if let Some(fetched) = fetched {
+            config.model = NodeModel::Fetched(fetched.start()?);
         }
         match policy {
             Some(wishes) => owner::run(config, &state, wishes, shutdown).await?,

@@ -12,7 +12,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 use jiff::tz::TimeZone;
 use pool_api::{Access, ErrorAnswer, OwnerCommand, OwnerState, Server, Sources, Until};
-use pool_node::{NodeConfig, owner};
+use pool_node::{NodeConfig, NodeModel, owner};
 use pool_policy::Settings;
 use pool_sense::{Senses, Surroundings};
 use pool_store::Store;
@@ -71,7 +71,10 @@ pub(crate) async fn run(node: NodeConfig, state: &Path, wishes: Wishes, shutdown
     let senses = Arc::new(Senses::start(&Surroundings::of_this_process())?);
     senses.set_programs(settings.wait_for_programs.clone());
     let ours = senses.clone();
-    let model_name = node.model.file_stem().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    let model_name = match &node.model {
+        NodeModel::Local(path) => path.file_stem().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default(),
+        NodeModel::Fetched(fetch) => fetch.name().to_owned(),
+    };
     let config = owner::OwnerConfig {
         node,
         model_name,

@@ -12,7 +12,7 @@ use std::{
 use alloy_signer_local::PrivateKeySigner;
 use pool_coalition::{Roster, RosterMember, RosterRole};
 use pool_models::Model;
-use pool_node::{Activity, Ended, Manner, NodeConfig, NodeError, Shift};
+use pool_node::{Activity, Ended, Manner, NodeConfig, NodeError, NodeModel, Shift};
 use pool_orchestrator::{
     Orchestrator, OrchestratorConfig,
     control::{ControlTap, ServingWishes, Timing},
@@ -87,7 +87,7 @@ impl Pool {
                 roster: roster.clone(),
                 name: String::new(),
                 wallet: wallet.clone(),
-                model: files.model(),
+                model: NodeModel::Local(files.model()),
                 shard_program: Some(shard.clone()),
                 capabilities: Capabilities {
                     device: "cpu".to_owned(),

@@ -12,7 +12,7 @@ use std::{
 use alloy_signer_local::PrivateKeySigner;
 use pool_coalition::{Roster, RosterMember, RosterRole};
 use pool_models::Model;
-use pool_node::NodeConfig;
+use pool_node::{NodeConfig, NodeModel};
 use pool_orchestrator::{
     Orchestrator, OrchestratorConfig, Tap,
     control::{ControlTap, ServingWishes, Stage, Timing},
@@ -77,7 +77,7 @@ async fn the_orchestrator_never_sees_a_hidden_state() {
             roster: roster.clone(),
             name: String::new(),
             wallet,
-            model: files.model(),
+            model: NodeModel::Local(files.model()),
             shard_program: None,
             capabilities: Capabilities {
                 device: "cpu".to_owned(),

@@ -106,7 +106,7 @@ impl From<&OwnerView> for OwnerState {
             Activity::Serving { layers, members, requests } => {
                 (Some(layers.to_string()), u32::try_from(*members).unwrap_or(u32::MAX), *requests)
             }
-            Activity::Idle | Activity::Preparing { .. } => (None, 0, 0),
+            Activity::Idle | Activity::Fetching { .. } | Activity::Preparing { .. } => (None, 0, 0),
         };
         let gpus = view.decision.gpus.iter();
         let unavailable = view.decision.unavailable.iter();

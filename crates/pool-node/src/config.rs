@@ -4,10 +4,12 @@ use std::{env, io, path::PathBuf};
 
 use alloy_signer_local::PrivateKeySigner;
 use pool_coalition::{Roster, proposal::RegistryDomain};
-use pool_models::OpenError;
+use pool_models::{ManifestError, OpenError};
 use pool_types::{Failure, FlowRate};
 use pool_wire::control::Capabilities;
 use thiserror::Error;
+
+use crate::fetch::ModelFetch;
 
 /// The environment variable that may name the shard program.
 pub(crate) const SHARD_VARIABLE: &str = "COMPUTEPOOL_SHARD";
@@ -38,6 +40,15 @@ pub struct VotePolicy {
     pub least: FlowRate,
 }
 
+/// Where a node's model comes from.
+#[derive(Clone, Debug)]
+pub enum NodeModel {
+    /// A directory or file of the operator's.
+    Local(PathBuf),
+    /// Hosts, as far as the node is assigned layers of it.
+    Fetched(ModelFetch),
+}
+
 /// What a node is told when it starts.
 #[derive(Clone, Debug)]
 pub struct NodeConfig {
@@ -49,8 +60,8 @@ pub struct NodeConfig {
     pub name: String,
     /// The operator's key.
     pub wallet: PrivateKeySigner,
-    /// The model directory or file.
-    pub model: PathBuf,
+    /// Where its model comes from.
+    pub model: NodeModel,
     /// The shard program; searched for when `None` ([`find_shard_program`]).
     pub shard_program: Option<PathBuf>,
     /// What the node offers ([`measure_capabilities`](crate::measure_capabilities)).
@@ -80,6 +91,9 @@ pub enum NodeError {
     /// The model cannot be used.
     #[error(transparent)]
     Model(#[from] OpenError),
+    /// The model's manifest cannot be used.
+    #[error(transparent)]
+    Manifest(#[from] ManifestError),
     /// The program that does the work is missing.
     #[error("the program pool-shard is not beside this one; set {SHARD_VARIABLE} to its path")]
     NoShardProgram,

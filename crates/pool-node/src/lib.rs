@@ -24,6 +24,7 @@
 mod backoff;
 mod capabilities;
 mod config;
+mod fetch;
 pub mod identity;
 mod node;
 pub mod owner;
@@ -31,6 +32,7 @@ mod shard;
 mod uplink;
 
 pub use capabilities::measure_capabilities;
-pub use config::{NodeConfig, NodeError, ResourceLimits, VotePolicy, find_shard_program};
+pub use config::{NodeConfig, NodeError, NodeModel, ResourceLimits, VotePolicy, find_shard_program};
+pub use fetch::ModelFetch;
 pub use node::{Activity, Ended, Shift, run, serve};
 pub use pool_coalition::stand_down::Manner;

@@ -1,5 +1,6 @@
 //! The node's actor: it joins what the orchestrator wants with what its shard process does.
 
+mod fetching;
 mod leaving;
 
 use std::{
@@ -25,11 +26,14 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-use self::leaving::asked;
 pub use self::leaving::{Activity, Ended, Shift};
+use self::{
+    fetching::{Way, news_of},
+    leaving::asked,
+};
 use crate::{
     backoff::Backoff,
-    config::{NodeConfig, NodeError, find_shard_program},
+    config::{NodeConfig, NodeError, NodeModel, find_shard_program},
     shard::{ShardCommand, ShardEvent, ShardProcess},
     uplink::{Introduction, Uplink, UplinkEvent, endpoint, system_trust},
 };
@@ -73,7 +77,11 @@ pub async fn serve(
         _ => return Err(NodeError::NotInRoster(wallet)),
     };
     // Headers only, before anything else runs.
-    let model = Model::open(&config.model)?.id;
+    let (model, path) = match &config.model {
+        NodeModel::Local(path) => (Model::open(path)?.id, std::path::absolute(path).unwrap_or_else(|_| path.clone())),
+        // Known when it is here.
+        NodeModel::Fetched(fetch) => (fetch.id()?, PathBuf::new()),
+    };
     let program = config.shard_program.clone().map_or_else(find_shard_program, Ok)?;
     let capabilities = config.capabilities.clone();
     let command = ShardCommand { program, threads: capabilities.threads, cpus: config.cpus.clone() };
@@ -81,7 +89,9 @@ pub async fn serve(
     let introduction = Introduction { wallet: config.wallet.clone(), name, capabilities, model };
     let mut uplink = Uplink::start(address, system_trust()?, introduction);
     let mut node = Node {
-        path: std::path::absolute(&config.model).unwrap_or_else(|_| config.model.clone()),
+        path,
+        fetching: None,
+        fetched: None,
         config,
         model,
         command,
@@ -135,6 +145,7 @@ pub async fn serve(
                     node.on_shard(event).await;
                 }
             }
+            news = news_of(&mut node.fetching) => node.on_fetch(news).await,
             () = until(node.start_at) => { node.start_at = None; node.ensure_shard().await; }
             () = until(node.shard.as_ref().and_then(Shard::stuck_at)) => {
                 if let Some(shard) = &mut node.shard {
@@ -235,6 +246,10 @@ struct Node {
     config: NodeConfig,
     path: PathBuf,
     model: ModelId,
+    /// Layers on their way.
+    fetching: Option<Way>,
+    /// Layers that are here, of a model that is fetched.
+    fetched: Option<LayerRange>,
     command: ShardCommand,
     shard_events: mpsc::Sender<(u64, ShardEvent)>,
     shard: Option<Shard>,
@@ -376,6 +391,9 @@ impl Node {
             }
             return;
         }
+        if !self.has_here(epoch, layers).await {
+            return;
+        }
         match self.shard.take() {
             // Its memory is needed for the new one, so wait until it is gone. Its last words carry an old number.
             Some(other) => other.process.end().await,
@@ -423,6 +441,8 @@ impl Node {
     /// Leaves the current coalition; the shard keeps its layers.
     fn drop_assignment(&mut self) {
         self.current = None;
+        // Nobody waits for it any more; it goes on by itself.
+        self.fetching = None;
         if let Some(shard) = &mut self.shard
             && let Some(epoch) = shard.joined.take()
         {

@@ -14,7 +14,7 @@ use std::{
 
 use jiff::{Timestamp, tz::TimeZone};
 use pool_coalition::stand_down::Manner;
-use pool_policy::{Action, Command, Decision, Memory, Moment, Problem, Settings, Signals, decide};
+use pool_policy::{Action, Command, Decision, Downloads, Memory, Moment, Problem, Settings, Signals, decide};
 use pool_sense::Presence;
 use pool_store::{DecisionRecord, Store, StoreError, YieldTimes};
 use pool_types::Reading;
@@ -24,7 +24,11 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use self::shift::{Finished, Running};
-use crate::{backoff::Backoff, config::NodeConfig, node::Activity};
+use crate::{
+    backoff::Backoff,
+    config::{NodeConfig, NodeModel},
+    node::Activity,
+};
 
 /// How often the machine is looked at, unless something happens before.
 const LOOK: Duration = Duration::from_millis(250);
@@ -191,6 +195,7 @@ impl Keeper {
         self.memory = memory;
         // First the owner's machine, then the books.
         self.act(&decision, now, input);
+        self.steer_downloads(&decision).await;
         self.config.own_processes.as_ref()(self.running.iter().filter_map(|running| running.shift.process()).collect());
         if self.last.as_ref().is_none_or(|last| decision.is_transition_from(last)) {
             self.keep(&decision, now, &signals).await?;
@@ -221,6 +226,25 @@ impl Keeper {
                 let event = touched.filter(recent).unwrap_or(looked);
                 running.leave(Manner::Yield, event, decision.sentence(now, &self.config.zone).row());
             }
+        }
+    }
+
+    /// Lets downloads run, or wait, as was decided.
+    async fn steer_downloads(&self, decision: &Decision) {
+        let NodeModel::Fetched(fetch) = &self.config.node.model else { return };
+        if self.last.as_ref().is_some_and(|last| last.downloads == decision.downloads) {
+            return;
+        }
+        let downloads = fetch.downloads();
+        let steered = match decision.downloads {
+            Downloads::Run { at_most } => match downloads.set_bandwidth(at_most).await {
+                Ok(()) => downloads.resume_all().await,
+                Err(error) => Err(error),
+            },
+            Downloads::Wait(_) => downloads.pause_all().await,
+        };
+        if let Err(error) = steered {
+            warn!(%error, "the downloads do not obey");
         }
     }
 

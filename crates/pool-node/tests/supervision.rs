@@ -19,7 +19,7 @@ use pool_coalition::{
     stand_down::{SignedStandDown, StandDown},
 };
 use pool_models::Model;
-use pool_node::{Activity, Ended, Manner, NodeConfig, NodeError, Shift, find_shard_program};
+use pool_node::{Activity, Ended, Manner, NodeConfig, NodeError, NodeModel, Shift, find_shard_program};
 use pool_types::{Activation, Epoch, Failure, LayerRange, ModelId, ReasonCode};
 use pool_wire::control::{
     Assignment, CONTROL_VERSION, Capabilities, Member, Registration, ToNode, ToOrchestrator, decode, to_text,
@@ -136,7 +136,7 @@ impl Node {
             roster: roster.clone(),
             name: String::new(),
             wallet: wallet.clone(),
-            model: files.path().to_owned(),
+            model: NodeModel::Local(files.path().to_owned()),
             shard_program,
             capabilities: Capabilities {
                 device: "cpu".to_owned(),

@@ -20,6 +20,15 @@ pub const CONTROL_VERSION: u32 = 1;
 pub enum ToOrchestrator {
     /// First message, in answer to [`ToNode::Challenge`].
     Register(Box<Registration>),
+    /// The layers are not on the node's machine yet; told every second while they come.
+    Fetching {
+        /// The assignment's epoch.
+        epoch: Epoch,
+        /// Bytes that are here.
+        done: u64,
+        /// Bytes in all.
+        size: u64,
+    },
     /// The shard holds its layers and can be linked.
     Loaded {
         /// The assignment's epoch.

@@ -35,6 +35,15 @@ pub enum Activity {
     /// It has no layers.
     #[default]
     Idle,
+    /// Its layers are on their way.
+    Fetching {
+        /// Which layers.
+        layers: LayerRange,
+        /// Bytes that are here.
+        done: u64,
+        /// Bytes in all.
+        size: u64,
+    },
     /// It loads its layers, or waits for the other members.
     Preparing {
         /// Which layers.
@@ -149,6 +158,9 @@ impl Node {
         let activity = self.current.as_deref().and_then(|assignment| {
             let (layers, members) = (self.layers(assignment)?, assignment.members.len());
             let serving = self.shard.as_ref().filter(|shard| shard.linked);
+            if let Some(way) = &self.fetching {
+                return Some(Activity::Fetching { layers, done: way.done, size: way.size });
+            }
             Some(match serving {
                 Some(shard) => Activity::Serving { layers, members, requests: shard.requests },
                 None => Activity::Preparing { layers, members },

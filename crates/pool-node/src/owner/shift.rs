@@ -95,7 +95,7 @@ fn problem(error: &NodeError) -> Problem {
         NodeError::Address(_) => "Correct the orchestrator's address",
         NodeError::Certificates(_) => "Check the certificates of this computer",
         NodeError::NotInRoster(_) => "Ask the pool's owner for a roster that names this node",
-        NodeError::Model(_) => "Check the model's folder, or fetch the model again",
+        NodeError::Model(_) | NodeError::Manifest(_) => "Check the model's folder, or fetch the model again",
         NodeError::NoShardProgram | NodeError::ShardProgram { .. } => "Install ComputePool again",
         NodeError::Refused(_) => "Ask the pool's owner; it is tried again by itself",
     };

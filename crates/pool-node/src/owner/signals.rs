@@ -24,6 +24,9 @@ pub(super) fn of(seen: &Snapshot, activity: &Activity, model: &str, problem: Opt
         updating: None,
         activity: match activity {
             Activity::Idle => Doing::Nothing,
+            Activity::Fetching { layers, done, size } => {
+                Doing::Downloading { shard: shard(layers), done: ByteSize(*done), size: ByteSize(*size) }
+            }
             Activity::Preparing { layers, .. } => Doing::Loading(shard(layers)),
             Activity::Serving { layers, members, requests } => {
                 Doing::Serving { shard: shard(layers), coalition: coalition(members), requests: *requests }

@@ -160,6 +160,8 @@ pub(crate) struct Node {
     signals: u32,
     /// It said that it leaves: it gets no layers until it registers again.
     leaving: bool,
+    /// Bytes of its layers that were on its machine when it last said so.
+    fetched: u64,
 }
 
 /// The coalition that is being formed or serves.
@@ -173,6 +175,8 @@ pub(crate) struct Coalition {
     gateway_joined: bool,
     /// Who leaves after the last request.
     leaver: Option<Address>,
+    /// When it was formed.
+    formed: Instant,
 }
 
 /// The state machine. Owned by the control plane's actor.
@@ -281,6 +285,7 @@ impl Registry {
             stats: None,
             signals: 0,
             leaving: false,
+            fetched: 0,
         };
         self.nodes.insert(said.address, node);
         self.changed = now;
@@ -322,6 +327,7 @@ impl Registry {
                     self.link(now, out);
                 }
             }
+            ToOrchestrator::Fetching { epoch, done, .. } => self.fetches(now, address, epoch, done),
             ToOrchestrator::Joined { epoch } => {
                 let Some(coalition) = self.in_stage(epoch, Stage::Linking) else { return };
                 if coalition.assignment.index_of(address).is_some() {
@@ -429,7 +435,7 @@ impl Registry {
             prefill_chunk: self.serving.prefill_chunk,
         });
         for node in self.nodes.values_mut() {
-            (node.footprint, node.stats, node.signals) = (None, None, 0);
+            (node.footprint, node.stats, node.signals, node.fetched) = (None, None, 0, 0);
         }
         out.push(Output::Record(Record::Formed(assignment.clone())));
         for connection in self.connections_of(&assignment) {
@@ -443,6 +449,7 @@ impl Registry {
             joined: BTreeSet::new(),
             gateway_joined: false,
             leaver: None,
+            formed: now,
         });
     }
 

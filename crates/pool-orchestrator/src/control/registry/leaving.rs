@@ -1,11 +1,15 @@
-//! Members that say they leave.
+//! Members that say they leave, or that they need time.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use alloy_primitives::Address;
 use pool_coalition::stand_down::{Manner, SignedStandDown};
 use pool_types::{Epoch, Failure, ReasonCode};
 
 use super::{ConnectionId, Output, Record, Registry, Stage};
+
+/// Layers that come from far may take their time, but not for ever.
+const LONGEST_FETCH: Duration = Duration::from_secs(24 * 3600);
 
 impl Registry {
     /// A node leaves: at once, which ends its coalition, or after the last request, until when the coalition begins
@@ -55,6 +59,18 @@ impl Registry {
         let Some(leaver) = self.coalition.as_ref().and_then(|coalition| coalition.leaver) else { return };
         let message = format!("{} left after its last request", self.name(leaver));
         self.end(now, Failure::new(ReasonCode::StandDown, message), out);
+    }
+
+    /// A member's layers are on their way: as long as more of them comes, it has time.
+    pub(super) fn fetches(&mut self, now: Instant, address: Address, epoch: Epoch, done: u64) {
+        let Some(node) = self.nodes.get_mut(&address) else { return };
+        let grows = done > node.fetched;
+        node.fetched = node.fetched.max(done);
+        let Some(coalition) = self.in_stage(epoch, Stage::Loading) else { return };
+        let is_member = coalition.assignment.index_of(address).is_some();
+        if is_member && grows && now.saturating_duration_since(coalition.formed) < LONGEST_FETCH {
+            coalition.since = now;
+        }
     }
 
     /// Whether there is a node that may get layers.

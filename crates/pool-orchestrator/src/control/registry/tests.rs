@@ -186,6 +186,32 @@ fn a_member_that_drains_leaves_after_the_last_request_or_when_its_time_is_over()
 }
 
 #[test]
+fn layers_that_come_from_far_have_time_while_more_of_them_comes() {
+    let mut story = Story::new(1, None);
+    let node = story.arrive(1);
+    let epoch = story.epoch();
+    let load = Timing::default().load;
+    for minute in 1..=30 {
+        story.pass(load / 2);
+        story.say(node, ToOrchestrator::Fetching { epoch, done: minute, size: 100 });
+    }
+    assert!(story.ended.is_empty(), "five hours, and it still grows");
+    story.pass(load / 2);
+    story.say(node, ToOrchestrator::Fetching { epoch, done: 30, size: 100 });
+    story.pass(load / 2);
+    assert_eq!(story.ended[0].1.code, ReasonCode::Timeout, "words without bytes give no time: {:?}", story.ended);
+
+    // Nor do bytes that drip for ever.
+    story.pass(60_000 * MS);
+    let epoch = story.epoch();
+    for drop in 1..1000 {
+        story.say(node, ToOrchestrator::Fetching { epoch, done: drop, size: 1_000_000 });
+        story.pass(load / 2);
+    }
+    assert_eq!(story.ended.len(), 2, "a day is enough");
+}
+
+#[test]
 fn the_last_node_that_leaves_leaves_nobody_to_form_with_until_it_comes_again() {
     let mut story = Story::new(1, None);
     let node = story.arrive(1);

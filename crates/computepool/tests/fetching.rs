@@ -1,0 +1,163 @@
+//! Nodes without the model: each fetches the layers it is assigned, and no more, then serves.
+
+#![allow(clippy::unwrap_used, reason = "a test ends at the first thing that is not as it must be")]
+
+#[path = "../../pool-models/tests/downloads/server.rs"]
+#[allow(dead_code, reason = "shared with the tests of downloads")]
+mod server;
+mod support;
+
+use std::{
+    fs,
+    io::{BufRead, BufReader},
+    path::PathBuf,
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
+
+use alloy_primitives::Address;
+use pool_coalition::{Roster, RosterMember, RosterRole};
+use pool_models::{Manifest, Wanted};
+use serde_json::Value;
+use server::Server;
+use support::{Files, PATIENCE, ask, ask_until_served, computepool, request};
+
+const PASSPHRASE: &str = "correct horse battery staple";
+
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn with_passphrase(mut command: Command) -> Command {
+    command.env("COMPUTEPOOL_PASSPHRASE", PASSPHRASE).env_remove("HF_TOKEN");
+    command
+}
+
+fn address_of(command: Command) -> Address {
+    let output = with_passphrase(command).arg("--show-address").output().unwrap();
+    String::from_utf8(output.stdout).unwrap().trim().parse().unwrap()
+}
+
+/// A pool's owner with the model, and where two operators find its manifest and its files.
+struct Pool {
+    files: Files,
+    base: PathBuf,
+    manifest: PathBuf,
+    owner: String,
+    host: Server,
+}
+
+impl Pool {
+    async fn new() -> Self {
+        let files = Files::new();
+        let base = files.state();
+        fs::create_dir_all(&base).unwrap();
+        let manifest = base.join("noise.json");
+        let mut command = with_passphrase(computepool());
+        command
+            .arg("manifest")
+            .arg(files.model())
+            .arg("--out")
+            .arg(&manifest)
+            .arg("--key")
+            .arg(base.join("pool-owner"));
+        let output = command.output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let said = String::from_utf8(output.stdout).unwrap();
+        let owner =
+            said.lines().find_map(|line| line.strip_prefix("signed by ")).expect("it says who signed").to_owned();
+        let of_model = fs::read_dir(files.model()).unwrap().map(|entry| entry.unwrap().path());
+        let named = |path: PathBuf| (path.file_name().unwrap().to_str().unwrap().to_owned(), fs::read(&path).unwrap());
+        let host = Server::start(&of_model.map(named).collect::<Vec<_>>()).await;
+        Self { files, base, manifest, owner, host }
+    }
+
+    fn node(&self, name: &str, at: &str) -> Command {
+        let mut command = computepool();
+        command.arg("node").arg("--roster").arg(self.base.join("roster.json")).arg("--state").arg(self.base.join(name));
+        command.arg("--manifest").arg(&self.manifest).args(["--mirror", &self.host.url(), "--pool-owner", &self.owner]);
+        command.args(["--orchestrator", at, "--threads", "1", "--loopback-only"]);
+        command
+    }
+}
+
+fn start(command: Command) -> Running {
+    let mut command = with_passphrase(command);
+    Running(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_nodes_fetch_their_own_layers_and_nothing_else_and_serve_together() {
+    let pool = Pool::new().await;
+    let orchestrator = || {
+        let mut command = computepool();
+        command.arg("orchestrator").arg("--roster").arg(pool.base.join("roster.json"));
+        command.arg("--model").arg(pool.files.model()).arg("--state").arg(pool.base.join("gateway"));
+        command.args(["--api", "127.0.0.1:0", "--shards", "2", "--loopback-only"]);
+        command
+    };
+    let nobody = "ws://127.0.0.1:1";
+    let member = |address, name: &str, role| RosterMember { address, name: name.to_owned(), role };
+    let gateway = address_of(orchestrator());
+    let members = vec![
+        member(gateway, "gateway", RosterRole::Gateway),
+        member(address_of(pool.node("left", nobody)), "left", RosterRole::Node),
+        member(address_of(pool.node("right", nobody)), "right", RosterRole::Node),
+    ];
+    fs::write(pool.base.join("roster.json"), Roster::new(gateway, members, 0).unwrap().to_json()).unwrap();
+    let mut server = with_passphrase(orchestrator());
+    let server = server.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+    let mut server = Running(server.spawn().unwrap());
+    let mut said = BufReader::new(server.0.stderr.take().unwrap()).lines();
+    let listening =
+        said.find_map(|line| line.unwrap().strip_prefix("waiting for nodes at ").map(str::to_owned)).unwrap();
+    std::thread::spawn(move || said.for_each(drop));
+    let url = format!("{}/v1", listening.replace("ws://", "http://"));
+    let nodes = [start(pool.node("left", &listening)), start(pool.node("right", &listening))];
+    ask_until_served(&url, PATIENCE).await;
+
+    // What left the host, against what the two shards are made of.
+    let view: Value = reqwest::get(format!("{url}/coalition")).await.unwrap().json().await.unwrap();
+    let manifest = Manifest::parse(&fs::read(&pool.manifest).unwrap()).unwrap();
+    let bytes = |layers: &Value| -> u64 {
+        let layers = serde_json::from_value(layers.clone()).unwrap();
+        let wanted = Wanted::shard(layers, &manifest.config);
+        manifest.items(wanted).iter().map(|item| item.content.length).sum()
+    };
+    let members = view["members"].as_array().unwrap();
+    assert_eq!(members.len(), 2, "{view}");
+    let needed: u64 = members.iter().map(|member| bytes(&member["layers"])).sum();
+    let sent = pool.host.sent(".safetensors");
+    println!("{sent} bytes were fetched for shards of {needed} bytes");
+    assert!(sent >= needed && sent as f64 <= 1.02 * needed as f64, "{sent} bytes were sent for {needed}");
+    let (_, answer) = ask(&url, &request("is it the same?", 24, false)).await;
+
+    // A node that starts again has its layers, and the answer is that of the model.
+    drop(nodes);
+    pool.host.forget();
+    let nodes = [start(pool.node("left", &listening)), start(pool.node("right", &listening))];
+    ask_until_served(&url, PATIENCE).await;
+    assert_eq!(pool.host.sent(".safetensors"), 0, "nothing is fetched twice");
+    let (_, again) = ask(&url, &request("is it the same?", 24, false)).await;
+    assert_eq!(again["choices"], answer["choices"]);
+    drop((nodes, server));
+    let whole = support::Up::start(pool.files.up_command().args(["--shards", "1"]));
+    let (_, expected) = ask(&whole.url, &request("is it the same?", 24, false)).await;
+    assert_eq!(answer["choices"], expected["choices"], "fetched layers answer like the files they came from");
+}
+
+#[tokio::test]
+async fn a_model_that_the_pools_owner_has_not_signed_is_not_fetched() {
+    let pool = Pool::new().await;
+    let mut command = with_passphrase(pool.node("left", "ws://127.0.0.1:1"));
+    command.args(["--pool-owner", "0x00000000000000000000000000000000000000aa"]);
+    let refused = tokio::time::timeout(Duration::from_secs(20), async { command.output().unwrap() }).await.unwrap();
+    let errors = String::from_utf8_lossy(&refused.stderr);
+    assert_eq!(refused.status.code(), Some(2), "{errors}");
+    assert_eq!(pool.host.seen().len(), 0, "and nothing is asked of the host: {errors}");
+}

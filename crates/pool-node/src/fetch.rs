@@ -1,0 +1,129 @@
+//! A model that is not here: fetched as far as the node is assigned layers of it, and no further.
+
+use std::{
+    collections::BTreeMap,
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use alloy_primitives::Address;
+use pool_models::{
+    Download, DownloadError, DownloadId, DownloadState, DownloadStatus, Downloads, Manifest, ManifestError, Mirror,
+    SignedManifest, Wanted,
+};
+use pool_types::{LayerRange, ModelId};
+use tokio::sync::watch;
+
+/// A model by its manifest, and who has it. Clones share what they have begun to fetch, so that a download goes on from
+/// one shift to the next.
+#[derive(Clone, Debug)]
+pub struct ModelFetch {
+    manifest: Arc<Manifest>,
+    signature: Option<SignedManifest>,
+    owner: Option<Address>,
+    mirrors: Vec<Mirror>,
+    downloads: Downloads,
+    begun: Arc<Mutex<BTreeMap<(u32, u32), DownloadId>>>,
+}
+
+impl ModelFetch {
+    /// The model of this manifest. With an `owner` (the pool's), the manifest's signature must be theirs.
+    pub fn new(
+        manifest: Manifest,
+        signature: Option<SignedManifest>,
+        owner: Option<Address>,
+        mirrors: Vec<Mirror>,
+        downloads: Downloads,
+    ) -> Self {
+        Self { manifest: Arc::new(manifest), signature, owner, mirrors, downloads, begun: Arc::default() }
+    }
+
+    /// Which model it is.
+    pub fn id(&self) -> Result<ModelId, ManifestError> {
+        self.manifest.model_id()
+    }
+
+    /// Its name for people.
+    pub fn name(&self) -> &str {
+        &self.manifest.name
+    }
+
+    /// All downloads of this machine: to pause them, and to cap what they take.
+    pub fn downloads(&self) -> &Downloads {
+        &self.downloads
+    }
+
+    /// Begins to fetch these layers, or goes on with it.
+    pub(crate) async fn begin(&self, layers: LayerRange) -> Result<Fetching, DownloadError> {
+        let key = (layers.start(), layers.end());
+        let begun = self.begun.lock().unwrap_or_else(PoisonError::into_inner).get(&key).copied();
+        let known = begun.filter(|id| self.downloads.watch().borrow().iter().any(|status| status.id == *id));
+        let id = match known {
+            // One that failed tries all its hosts again.
+            Some(id) => {
+                self.downloads.resume(id).await?;
+                id
+            }
+            None => {
+                let id = self
+                    .downloads
+                    .add(Download {
+                        manifest: self.manifest.clone(),
+                        signature: self.signature.clone(),
+                        owner: self.owner,
+                        wanted: Wanted::shard(layers, &self.manifest.config),
+                        mirrors: self.mirrors.clone(),
+                        priority: 0,
+                    })
+                    .await?;
+                self.begun.lock().unwrap_or_else(PoisonError::into_inner).insert(key, id);
+                id
+            }
+        };
+        Ok(Fetching { id, list: self.downloads.watch(), seen: false })
+    }
+}
+
+/// Layers on their way.
+pub(crate) struct Fetching {
+    id: DownloadId,
+    list: watch::Receiver<Vec<DownloadStatus>>,
+    seen: bool,
+}
+
+/// How far a fetch is.
+pub(crate) enum Fetched {
+    /// On its way.
+    Part {
+        /// Bytes that are here.
+        done: u64,
+        /// Bytes in all.
+        size: u64,
+    },
+    /// All of it is here and right: the path to open the model by.
+    All(PathBuf),
+    /// It cannot go on; the sentence says why.
+    Failed(String),
+}
+
+impl Fetching {
+    /// Waits for news.
+    pub(crate) async fn news(&mut self) -> Fetched {
+        // The first time, what holds now is news.
+        if std::mem::replace(&mut self.seen, true) && self.list.changed().await.is_err() {
+            return Fetched::Failed("the downloads have ended".to_owned());
+        }
+        let list = self.list.borrow_and_update();
+        let Some(status) = list.iter().find(|status| status.id == self.id) else {
+            return Fetched::Failed("the download was cancelled".to_owned());
+        };
+        match status.state {
+            DownloadState::Done => Fetched::All(status.path.clone()),
+            DownloadState::Failed => {
+                let message = status.message.clone();
+                Fetched::Failed(message.unwrap_or_else(|| "the layers could not be downloaded".to_owned()))
+            }
+            _ => Fetched::Part { done: status.done.0, size: status.total.0 },
+        }
+    }
+}
