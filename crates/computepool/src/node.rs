@@ -60,7 +60,7 @@ pub(crate) fn run(arguments: NodeArguments) -> Result<ExitCode> {
             stop::with_parent(shutdown.clone());
         }
         if let Some(fetched) = fetched {
-            config.model = NodeModel::Fetched(fetched.start()?);
+            config.model = NodeModel::Fetched(Box::new(fetched.start()?));
         }
         match policy {
             Some(wishes) => owner::run(config, &state, wishes, shutdown).await?,

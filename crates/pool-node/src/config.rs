@@ -46,7 +46,7 @@ pub enum NodeModel {
     /// A directory or file of the operator's.
     Local(PathBuf),
     /// Hosts, as far as the node is assigned layers of it.
-    Fetched(ModelFetch),
+    Fetched(Box<ModelFetch>),
 }
 
 /// What a node is told when it starts.
