@@ -18,7 +18,7 @@ pub struct Target {
 }
 
 /// All of them.
-pub const TARGETS: [Target; 12] = [
+pub const TARGETS: [Target; 13] = [
     Target { name: "frames", run: network::frames },
     Target { name: "control", run: network::control },
     Target { name: "signalling", run: network::signalling },
@@ -27,6 +27,7 @@ pub const TARGETS: [Target; 12] = [
     Target { name: "safetensors", run: models::safetensors },
     Target { name: "configuration", run: models::configuration },
     Target { name: "tokenizer", run: models::tokenizer },
+    Target { name: "manifest", run: models::manifest },
     Target { name: "template", run: models::template },
     Target { name: "voucher", run: chain::voucher },
     Target { name: "audit", run: chain::audit },

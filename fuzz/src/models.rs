@@ -1,6 +1,6 @@
 //! Model files: weights' headers, configurations, tokenizers, chat templates.
 
-use pool_models::{ChatTemplate, Gguf, ModelConfig, RenderOptions, Tokenizer, parse_safetensors};
+use pool_models::{ChatTemplate, Gguf, Manifest, ModelConfig, RenderOptions, Tokenizer, Wanted, parse_safetensors};
 use serde_json::json;
 
 /// A GGUF file.
@@ -37,6 +37,16 @@ pub(crate) fn configuration(bytes: &[u8]) {
 pub(crate) fn tokenizer(bytes: &[u8]) {
     if let Ok(tokenizer) = Tokenizer::from_json(bytes) {
         encode(&tokenizer);
+    }
+}
+
+/// A model's manifest.
+pub(crate) fn manifest(bytes: &[u8]) {
+    let Ok(manifest) = Manifest::parse(bytes) else { return };
+    assert_eq!(manifest.to_bytes(), bytes, "a manifest has one form");
+    for item in manifest.items(Wanted::everything(&manifest.config)) {
+        let end = item.offset.checked_add(item.content.length);
+        assert!(end.is_some_and(|end| end <= manifest.length(item.file)), "{} reaches past its file's end", item.name);
     }
 }
 

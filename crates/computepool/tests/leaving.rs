@@ -208,3 +208,31 @@ async fn an_owner_who_lets_it_finish_ends_no_answer() {
     ask_until_served(&pool.url, Duration::from_secs(20)).await;
     pool.stop().await;
 }
+
+/// Seconds that the shards of the coalition have computed, and where the figure comes from.
+async fn busy(pool: &Pool) -> f64 {
+    let view: Value = reqwest::get(format!("{}/coalition", pool.url)).await.unwrap().json().await.unwrap();
+    let members = view["members"].as_array().unwrap();
+    members.iter().map(|member| member["stats"]["busy_seconds"].as_f64().unwrap_or(0.0)).fold(0.0, f64::max)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_quiet_node_rests_between_steps_and_answers_the_same() {
+    let pool = Pool::start().await;
+    let question = request("tell me everything", 300, false);
+    let (_, fast) = ask(&pool.url, &question).await;
+    pool.owners.iter().for_each(|owner| owner.shift.set_duty(10));
+    // Each shard has the word when its next report is there.
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    let (before, began) = (busy(&pool).await, Instant::now());
+    let (status, quiet) = ask(&pool.url, &question).await;
+    let took = began.elapsed().as_secs_f64();
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    let worked = busy(&pool).await - before;
+    println!("at a duty of 10 %: {worked:.3} s of work in {took:.3} s");
+    assert_eq!((status, &quiet["choices"]), (200, &fast["choices"]), "resting changes no answer");
+    assert!(worked > 0.0 && worked < 0.25 * took, "{worked} s of work in {took} s is no tenth of the time");
+    pool.owners.iter().for_each(|owner| owner.shift.set_duty(100));
+    ask_until_served(&pool.url, PATIENCE).await;
+    pool.stop().await;
+}

@@ -107,6 +107,7 @@ pub async fn serve(
         shift,
     };
 
+    let mut duty = node.shift.duty();
     let outcome = loop {
         for message in node.outbox.drain(..) {
             uplink.send(message);
@@ -144,6 +145,10 @@ pub async fn serve(
                 if incarnation == node.incarnation {
                     node.on_shard(event).await;
                 }
+            }
+            Ok(()) = duty.changed() => {
+                let percent = *duty.borrow_and_update();
+                node.to_shard(ToShard::Duty { percent });
             }
             news = news_of(&mut node.fetching) => node.on_fetch(news).await,
             () = until(node.start_at) => { node.start_at = None; node.ensure_shard().await; }
@@ -329,6 +334,8 @@ impl Node {
             }
             FromShard::Loaded { footprint } => {
                 shard.footprint = Some(footprint);
+                let percent = *self.shift.duty().borrow();
+                shard.process.send(ToShard::Duty { percent });
                 info!(seconds = footprint.load_seconds, bytes_read = footprint.bytes_read, "the layers are loaded");
                 if let Some(epoch) = self.epoch_for_loaded() {
                     self.outbox.push(ToOrchestrator::Loaded { epoch, footprint });

@@ -14,7 +14,7 @@ use std::{
 
 use jiff::{Timestamp, tz::TimeZone};
 use pool_coalition::stand_down::Manner;
-use pool_policy::{Action, Command, Decision, Downloads, Memory, Moment, Problem, Settings, Signals, decide};
+use pool_policy::{Action, Command, Decision, Downloads, Memory, Moment, Percent, Problem, Settings, Signals, decide};
 use pool_sense::Presence;
 use pool_store::{DecisionRecord, Store, StoreError, YieldTimes};
 use pool_types::Reading;
@@ -211,9 +211,12 @@ impl Keeper {
                 if self.running.is_none() && self.problem.is_none() {
                     self.running = Some(Running::start(self.config.node.clone()));
                 }
+                let duty = if let Action::ShareGently(Percent(duty)) = decision.action { duty } else { 100 };
+                self.running.iter().for_each(|running| running.shift.set_duty(duty));
             }
-            Action::Drain(_) => {
+            Action::Drain(Percent(duty)) => {
                 if let Some(running) = &mut self.running {
+                    running.shift.set_duty(duty);
                     running.leave(Manner::Drain, Instant::now(), String::new());
                 }
             }

@@ -130,6 +130,7 @@ impl Service {
             }
             ToShard::Signal(signal) => self.forward(Event::Signal(signal)).await,
             ToShard::Leave { epoch } => self.forward(Event::Leave(epoch)).await,
+            ToShard::Duty { percent } => self.forward(Event::Duty(percent)).await,
             ToShard::Shutdown => return false,
         }
         true

@@ -39,6 +39,8 @@ pub enum Event {
     Tick,
     /// Say what has been done so far.
     Stats,
+    /// Compute for this part of the time only, in percent.
+    Duty(u8),
     /// Finish.
     Stop,
 }
@@ -47,6 +49,17 @@ impl From<(Epoch, MeshEvent)> for Event {
     fn from((epoch, event): (Epoch, MeshEvent)) -> Self {
         Event::Mesh(epoch, event)
     }
+}
+
+/// How long to rest after a step, at most; a node that wants the machine back ends the process anyway.
+const LONGEST_REST: Duration = Duration::from_secs(2);
+/// Messages are looked at this often while resting.
+const REST: Duration = Duration::from_millis(5);
+
+/// How long to rest after working for so long, to work `percent` of the time.
+fn rest_after(worked: Duration, percent: u8) -> Duration {
+    let percent = u32::from(percent.clamp(1, 100));
+    (worked * (100 - percent) / percent).min(LONGEST_REST)
 }
 
 /// The epoch being served.
@@ -70,17 +83,26 @@ pub fn run(
 ) {
     let begun = Instant::now();
     let mut term: Option<Term> = None;
+    let mut duty = 100;
+    let mut rests_until: Option<Instant> = None;
     loop {
         let event = match &mut term {
             Some(term) if !term.lost => match inbox.try_recv() {
                 Ok(event) => Some(event),
                 Err(mpsc::error::TryRecvError::Disconnected) => break,
                 Err(mpsc::error::TryRecvError::Empty) => {
+                    if let Some(left) = rests_until.and_then(|until| until.checked_duration_since(Instant::now())) {
+                        std::thread::sleep(left.min(REST));
+                        continue;
+                    }
                     let batch = term.scheduler.next_batch();
                     if batch.is_empty() {
                         inbox.blocking_recv()
                     } else {
+                        let began = Instant::now();
                         term.work(&mut engine, batch, &node);
+                        let rest = rest_after(began.elapsed(), duty);
+                        rests_until = (!rest.is_zero()).then(|| Instant::now() + rest);
                         continue;
                     }
                 }
@@ -89,6 +111,9 @@ pub fn run(
         };
         match event {
             None | Some(Event::Stop) => break,
+            Some(Event::Duty(percent)) => {
+                (duty, rests_until) = (percent, None);
+            }
             Some(Event::Join { assignment, me, mesh }) => {
                 end(term.take(), &mut engine, &runtime);
                 term = Term::begin(&engine, assignment, me, mesh);
@@ -331,3 +356,18 @@ fn advance(engine: &mut Engine, batch: &[Work]) -> Result<Vec<Outcome>, (Option<
 
 /// How often [`Event::Tick`] is due.
 pub const TICK: Duration = Duration::from_millis(250);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rest_makes_work_the_part_of_the_time_that_was_asked_for() {
+        let worked = Duration::from_millis(30);
+        assert_eq!(rest_after(worked, 100), Duration::ZERO);
+        assert_eq!(rest_after(worked, 50), worked);
+        assert_eq!(rest_after(worked, 25), 3 * worked);
+        assert_eq!(rest_after(worked, 0), LONGEST_REST, "never dead, however little is asked for");
+        assert_eq!(rest_after(Duration::from_secs(60), 10), LONGEST_REST);
+    }
+}

@@ -323,6 +323,11 @@ pub enum ToShard {
         /// The assignment's epoch.
         epoch: Epoch,
     },
+    /// Compute for this part of the time only, from now on: rest between steps, keep the memory.
+    Duty {
+        /// 1 to 100.
+        percent: u8,
+    },
     /// Finish and exit.
     Shutdown,
 }

@@ -62,30 +62,42 @@ pub enum Activity {
     },
 }
 
-/// What can be seen of a running node: share one with [`serve`](super::serve) and watch it.
+/// What can be seen of a running node, and how much it works: share one with [`serve`](super::serve).
 #[derive(Clone, Debug)]
-pub struct Shift(watch::Sender<(Activity, Option<u32>)>);
+pub struct Shift {
+    shown: watch::Sender<(Activity, Option<u32>)>,
+    duty: watch::Sender<u8>,
+}
 
 impl Default for Shift {
     fn default() -> Self {
-        Self(watch::channel((Activity::Idle, None)).0)
+        Self { shown: watch::channel((Activity::Idle, None)).0, duty: watch::channel(100).0 }
     }
 }
 
 impl Shift {
     /// What the node does now.
     pub fn activity(&self) -> Activity {
-        self.0.borrow().0.clone()
+        self.shown.borrow().0.clone()
     }
 
     /// The process id of its shard, while there is one.
     pub fn process(&self) -> Option<u32> {
-        self.0.borrow().1
+        self.shown.borrow().1
     }
 
     /// Changes of either.
     pub fn changes(&self) -> watch::Receiver<(Activity, Option<u32>)> {
-        self.0.subscribe()
+        self.shown.subscribe()
+    }
+
+    /// Makes the shard compute for this part of the time only, in percent, from now on.
+    pub fn set_duty(&self, percent: u8) {
+        self.duty.send_if_modified(|duty| std::mem::replace(duty, percent) != percent);
+    }
+
+    pub(super) fn duty(&self) -> watch::Receiver<u8> {
+        self.duty.subscribe()
     }
 }
 
@@ -167,7 +179,7 @@ impl Node {
             })
         });
         let shown = (activity.unwrap_or_default(), self.shard.as_ref().and_then(|shard| shard.process.id()));
-        self.shift.0.send_if_modified(|before| {
+        self.shift.shown.send_if_modified(|before| {
             let differs = *before != shown;
             if differs {
                 *before = shown;

@@ -4,6 +4,7 @@
 //! *linking* until every link is up, then *active*; any loss ends it at once, and the next one has a higher epoch.
 
 mod leaving;
+mod reason;
 #[cfg(test)]
 mod tests;
 
@@ -575,30 +576,5 @@ impl Registry {
 
     pub(crate) fn last_failure(&self) -> Option<&Failure> {
         self.last_failure.as_ref()
-    }
-
-    /// Why there is no active coalition, as one sentence.
-    pub(crate) fn reason(&self) -> Option<String> {
-        let expected = self.roster.members.iter().filter(|member| member.role == RosterRole::Node).count();
-        let here = self.nodes.len();
-        match &self.coalition {
-            Some(coalition) => match coalition.stage {
-                Stage::Active => None,
-                Stage::Loading => Some(format!(
-                    "{} of {} members have loaded their layers",
-                    coalition.loaded.len(),
-                    coalition.assignment.members.len()
-                )),
-                _ => Some(format!(
-                    "{} of {} members have linked up",
-                    coalition.joined.len(),
-                    coalition.assignment.members.len()
-                )),
-            },
-            None => match &self.obstacle {
-                Some(obstacle) => Some(format!("{} ({here} of {expected} nodes are connected)", obstacle.message)),
-                None => Some(format!("{here} of {expected} nodes are connected")),
-            },
-        }
     }
 }
