@@ -35,6 +35,8 @@ pub(crate) enum Command {
     Pause(OwnerPauseArguments),
     /// Share by the settings again, or now
     Resume(OwnerResumeArguments),
+    /// Show which layers an owner's node is fetching
+    Downloads(OwnerStateArguments),
     /// Show what an owner's node decided over the last seven days
     Log(OwnerLogArguments),
     /// Run an orchestrator that nodes on other machines register with

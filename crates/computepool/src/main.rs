@@ -50,6 +50,7 @@ fn main() -> ExitCode {
         Command::Status(arguments) => owner::status(&arguments),
         Command::Pause(arguments) => owner::pause(&arguments),
         Command::Resume(arguments) => owner::resume(&arguments),
+        Command::Downloads(arguments) => owner::downloads(&arguments),
         Command::Log(arguments) => owner::log(&arguments),
         Command::Orchestrator(arguments) => orchestrator::run(arguments),
         Command::Chat(arguments) => chat::run(*arguments),

@@ -11,11 +11,13 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use jiff::tz::TimeZone;
-use pool_api::{Access, ErrorAnswer, OwnerCommand, OwnerState, Server, Sources, Until};
+use pool_api::{Access, DownloadView, ErrorAnswer, OwnerCommand, OwnerState, Server, Sources, Until};
 use pool_node::{NodeConfig, NodeModel, owner};
 use pool_policy::Settings;
 use pool_sense::{Senses, Surroundings};
 use pool_store::Store;
+use reqwest::Method;
+use serde::de::DeserializeOwned;
 use serde_json::json;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -71,6 +73,10 @@ pub(crate) async fn run(node: NodeConfig, state: &Path, wishes: Wishes, shutdown
     let senses = Arc::new(Senses::start(&Surroundings::of_this_process())?);
     senses.set_programs(settings.wait_for_programs.clone());
     let ours = senses.clone();
+    let downloads = match &node.model {
+        NodeModel::Local(_) => None,
+        NodeModel::Fetched(fetch) => Some(fetch.downloads().watch()),
+    };
     let model_name = match &node.model {
         NodeModel::Local(path) => path.file_stem().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default(),
         NodeModel::Fetched(fetch) => fetch.name().to_owned(),
@@ -88,7 +94,7 @@ pub(crate) async fn run(node: NodeConfig, state: &Path, wishes: Wishes, shutdown
     let (asks, asked) = mpsc::channel(16);
     let server = Server::bind(SocketAddr::from(([127, 0, 0, 1], 0))).await?;
     server.access().write(folder.path())?;
-    let sources = Sources { view: seen.clone(), asks, store: store.clone() };
+    let sources = Sources { view: seen.clone(), asks, store: store.clone(), downloads };
     let closing = CancellationToken::new();
     let interface = tokio::spawn(server.serve(sources, closing.clone()));
     let tell = tokio::spawn(async move {
@@ -130,22 +136,49 @@ pub(crate) fn resume(arguments: &OwnerResumeArguments) -> Result<ExitCode> {
     ask(&arguments.state, if arguments.now { OwnerCommand::ShareNow { until } } else { OwnerCommand::Resume })
 }
 
-/// Asks the node that runs with this state folder, and prints what it does then.
+/// Asks for something, and prints what the node does then.
 fn ask(folder: &Path, command: OwnerCommand) -> Result<ExitCode> {
     serving::runtime(1)?.block_on(async {
-        let access = Access::read(folder)?;
-        let client = reqwest::Client::builder().no_proxy().timeout(INTERFACE).build()?;
-        let request = client.post(format!("http://{}/v1/owner/commands", access.address));
-        let answer = request.bearer_auth(&access.token).json(&command).send().await;
-        let answer = answer.with_context(|| format!("no node answers for {}; does it still run?", folder.display()))?;
-        if !answer.status().is_success() {
-            let error: ErrorAnswer = answer.json().await.context("the node's answer is not understood")?;
-            bail!("{} {}", error.message, error.next_action);
-        }
-        let state: OwnerState = answer.json().await.context("the node's answer is not understood")?;
+        let state: OwnerState = interface(folder, Method::POST, "commands", Some(&command)).await?;
         println!("{}", state.sentence);
         Ok(ExitCode::SUCCESS)
     })
+}
+
+/// `computepool downloads`.
+pub(crate) fn downloads(arguments: &OwnerStateArguments) -> Result<ExitCode> {
+    serving::runtime(1)?.block_on(async {
+        let list: Vec<DownloadView> = interface(&arguments.state, Method::GET, "downloads", None).await?;
+        if arguments.json {
+            println!("{}", serde_json::to_string(&list)?);
+        } else if list.is_empty() {
+            println!("Nothing is being fetched.");
+        } else {
+            list.iter().for_each(|download| println!("{}", download.line));
+        }
+        Ok(ExitCode::SUCCESS)
+    })
+}
+
+/// Asks the node that runs with this state folder.
+async fn interface<T: DeserializeOwned>(
+    folder: &Path,
+    method: Method,
+    what: &str,
+    command: Option<&OwnerCommand>,
+) -> Result<T> {
+    let access = Access::read(folder)?;
+    let client = reqwest::Client::builder().no_proxy().timeout(INTERFACE).build()?;
+    let request = client.request(method, format!("http://{}/v1/owner/{what}", access.address));
+    let request = request.bearer_auth(&access.token);
+    let request = if let Some(command) = command { request.json(command) } else { request };
+    let answer = request.send().await;
+    let answer = answer.with_context(|| format!("no node answers for {}; does it still run?", folder.display()))?;
+    if !answer.status().is_success() {
+        let error: ErrorAnswer = answer.json().await.context("the node's answer is not understood")?;
+        bail!("{} {}", error.message, error.next_action);
+    }
+    answer.json().await.context("the node's answer is not understood")
 }
 
 /// `computepool status`.

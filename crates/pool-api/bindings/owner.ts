@@ -92,6 +92,46 @@ at: number,
  */
 sentence: string, };
 
+export type DownloadStage = "preparing" | "queued" | "downloading" | "waiting" | "paused" | "verifying" | "done" | "failed";
+
+export type DownloadView = { 
+/**
+ * The model's name.
+ */
+name: string, 
+/**
+ * How far it is.
+ */
+stage: DownloadStage, 
+/**
+ * Bytes that are here.
+ */
+done: number, 
+/**
+ * Bytes in all.
+ */
+size: number, 
+/**
+ * Bytes a second, smoothed.
+ */
+speed: number, 
+/**
+ * How long it will take at that speed.
+ */
+seconds_left: number | null, 
+/**
+ * Whether every byte is checked against hashes that do not come from the host.
+ */
+verified: boolean, 
+/**
+ * One sentence where something is the matter.
+ */
+message: string | null, 
+/**
+ * All of it in one line.
+ */
+line: string, };
+
 export type Until = { "kind": "for", 
 /**
  * At least 1.

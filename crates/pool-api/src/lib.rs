@@ -9,6 +9,7 @@
 //! |---|---|
 //! | `GET /v1/owner/state` | [`OwnerState`] |
 //! | `GET /v1/owner/decisions?last=50` | a list of [`PastDecision`], the newest first |
+//! | `GET /v1/owner/downloads` | a list of [`DownloadView`] |
 //! | `GET /v1/owner/settings` | the settings (`pool_policy::Settings`) |
 //! | `PUT /v1/owner/settings` | checks and takes them; [`ErrorCode::Settings`] says what is wrong |
 //! | `POST /v1/owner/commands` | an [`OwnerCommand`]; answers with the [`OwnerState`] that follows |
@@ -30,6 +31,6 @@ mod wire;
 pub use access::{Access, AccessError};
 pub use server::{Server, ServerError, Sources};
 pub use wire::{
-    ErrorAnswer, ErrorCode, GivenBack, GpuState, OwnerCommand, OwnerState, PastDecision, Stage, UnavailableSensor,
-    Until, typescript,
+    DownloadStage, DownloadView, ErrorAnswer, ErrorCode, GivenBack, GpuState, OwnerCommand, OwnerState, PastDecision,
+    Stage, UnavailableSensor, Until, typescript,
 };

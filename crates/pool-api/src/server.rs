@@ -14,6 +14,7 @@ use axum::{
     response::{IntoResponse, Response},
     routing::{get, post},
 };
+use pool_models::DownloadStatus;
 use pool_node::owner::{Ask, OwnerView};
 use pool_policy::Settings;
 use pool_store::Store;
@@ -28,7 +29,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     Access,
-    wire::{ErrorAnswer, ErrorCode, OwnerCommand, OwnerState, PastDecision},
+    wire::{DownloadView, ErrorAnswer, ErrorCode, OwnerCommand, OwnerState, PastDecision},
 };
 
 const LARGEST_BODY: usize = 64 << 10;
@@ -50,6 +51,8 @@ pub struct Sources {
     pub asks: mpsc::Sender<Ask>,
     /// The decisions of the past.
     pub store: Store,
+    /// Models on their way, where the node fetches any.
+    pub downloads: Option<watch::Receiver<Vec<DownloadStatus>>>,
 }
 
 /// Why the interface cannot be offered.
@@ -108,6 +111,7 @@ impl Server {
         let app = Router::new()
             .route("/v1/owner/state", get(state))
             .route("/v1/owner/decisions", get(decisions))
+            .route("/v1/owner/downloads", get(downloads))
             .route("/v1/owner/settings", get(settings).put(set))
             .route("/v1/owner/commands", post(command))
             .route("/v1/owner/events", get(events))
@@ -177,6 +181,11 @@ async fn decisions(State(interface): State<Arc<Interface>>, Query(Last { last })
             failure(StatusCode::INTERNAL_SERVER_ERROR, ErrorCode::Other, message, "Look into the log.")
         }
     }
+}
+
+async fn downloads(State(interface): State<Arc<Interface>>) -> Json<Vec<DownloadView>> {
+    let list = interface.sources.downloads.as_ref().map(|list| list.borrow().iter().map(DownloadView::from).collect());
+    Json(list.unwrap_or_default())
 }
 
 async fn settings(State(interface): State<Arc<Interface>>) -> Response {

@@ -80,7 +80,7 @@ impl Interface {
         let server = Server::bind(SocketAddr::from(([127, 0, 0, 1], 0))).await.unwrap();
         let access = server.access().clone();
         let shutdown = CancellationToken::new();
-        let sources = Sources { view, asks, store: store.clone() };
+        let sources = Sources { view, asks, store: store.clone(), downloads: None };
         tokio::spawn(server.serve(sources, shutdown.clone()));
         let client = Client::builder().no_proxy().timeout(PATIENCE).build().unwrap();
         Self { access, client, store, obeyed, shutdown, _folder: folder }
@@ -153,6 +153,8 @@ async fn the_past_is_told_newest_first_and_events_as_they_come() {
     let (_, past) = interface.ask(Method::GET, "/v1/owner/decisions?last=2", None).await;
     let past: Vec<PastDecision> = serde_json::from_value(past).unwrap();
     assert_eq!(past.iter().map(|decision| decision.at).collect::<Vec<_>>(), [3, 2]);
+    let (status, downloads) = interface.ask(Method::GET, "/v1/owner/downloads", None).await;
+    assert_eq!((status, downloads), (StatusCode::OK, json!([])), "a node with its own files fetches nothing");
 
     let mut request = format!("ws://{}/v1/owner/events", interface.access.address).into_client_request().unwrap();
     let token = format!("Bearer {}", interface.access.token).parse().unwrap();

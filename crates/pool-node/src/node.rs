@@ -117,7 +117,6 @@ pub async fn serve(
             break Ok(Ended::Drained);
         }
         tokio::select! {
-            biased;
             () = shutdown.cancelled() => break Ok(Ended::ShutDown),
             manner = asked(&mut leave) => match manner {
                 Manner::Yield => {
