@@ -22,7 +22,7 @@ ARGS ?=
 
 .PHONY: help
 help: ## list the targets
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | while IFS='|' read -r name text; do printf '  make %-9s %s\n' "$$name" "$$text"; done
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | while IFS='|' read -r name text; do printf '  make %-13s %s\n' "$$name" "$$text"; done
 
 .PHONY: setup
 setup: ## install the system packages that are missing (YES=1 also installs Rust)
@@ -95,6 +95,10 @@ soak: build packages ## ten minutes of mixed requests with random cancels; then 
 .PHONY: fuzz
 fuzz: setup ## a minute of fuzzing for each reader of strangers' bytes (ARGS='600 gguf': other times, some of them)
 	@$(call script,fuzz)
+
+.PHONY: check-windows
+check-windows: setup ## node and shard compile for Windows; tests under wine (needs mingw and wine)
+	@scripts/windows/run.sh
 
 .PHONY: parity
 parity: setup ## compare with transformers, live

@@ -1,4 +1,5 @@
 //! With one compute thread no pool of workers is started: nothing spins beside the engine.
+#![cfg(target_os = "linux")]
 
 use std::{borrow::Cow, sync::Arc};
 
@@ -10,7 +11,6 @@ use pool_models::{Activation, Model};
 use pool_types::LayerRange;
 
 #[test]
-#[cfg(target_os = "linux")]
 fn one_compute_thread_starts_no_others() {
     let threads = || {
         let tasks = std::fs::read_dir("/proc/self/task").unwrap();

@@ -528,11 +528,10 @@ fn read_note<T: for<'de> Deserialize<'de>>(path: &Path) -> Option<T> {
     serde_json::from_slice(&fs::read(path).ok()?).ok()
 }
 
-#[cfg(test)]
+#[cfg(all(test, target_os = "linux"))]
 mod tests {
     use super::*;
 
-    #[cfg(target_os = "linux")]
     #[test]
     fn a_full_disk_and_a_used_up_quota_are_said_as_such() {
         for (number, name) in [(28, "ENOSPC"), (122, "EDQUOT")] {

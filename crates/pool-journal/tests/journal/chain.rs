@@ -9,7 +9,7 @@
 
 use std::{
     collections::HashMap,
-    path::PathBuf,
+    net::SocketAddr,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -24,7 +24,7 @@ use rand::{Rng, SeedableRng, rngs::StdRng};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::{UnixListener, UnixStream},
+    net::{TcpListener, TcpStream},
 };
 
 pub(crate) const CHAIN_ID: u64 = 16602;
@@ -424,17 +424,19 @@ impl From<Refusal> for BroadcastError {
 
 /// Answers whoever connects, one question each. A question that was asked is acted on, whether or not whoever asked
 /// it lives to hear the answer.
-pub(crate) fn serve(node: Node, socket: PathBuf) {
-    let listener = UnixListener::bind(socket).unwrap();
+pub(crate) async fn serve(node: Node) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
     tokio::spawn(async move {
         while let Ok((stream, _)) = listener.accept().await {
             let node = node.clone();
             tokio::spawn(async move { answer(&node, stream).await });
         }
     });
+    address
 }
 
-async fn answer(node: &Node, mut stream: UnixStream) {
+async fn answer(node: &Node, mut stream: TcpStream) {
     let mut question = Vec::new();
     if stream.read_to_end(&mut question).await.is_err() {
         return;
@@ -461,13 +463,13 @@ fn said<T: Serialize>(answer: Result<T, impl Into<BroadcastError>>) -> Vec<u8> {
 
 /// The chain of another process.
 pub(crate) struct Remote {
-    pub(crate) socket: PathBuf,
+    pub(crate) address: SocketAddr,
 }
 
 impl Remote {
     async fn ask<T: DeserializeOwned>(&self, question: Question) -> Result<T, BroadcastError> {
         let gone = |error: std::io::Error| Unreachable(error.to_string());
-        let mut stream = UnixStream::connect(&self.socket).await.map_err(gone)?;
+        let mut stream = TcpStream::connect(self.address).await.map_err(gone)?;
         stream.write_all(&serde_json::to_vec(&question).unwrap()).await.map_err(gone)?;
         stream.shutdown().await.map_err(gone)?;
         let mut answer = Vec::new();

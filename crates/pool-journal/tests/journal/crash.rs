@@ -4,6 +4,7 @@
 //! The child is this test program itself, asked for the one ignored test below.
 
 use std::{
+    net::SocketAddr,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::Arc,
@@ -24,7 +25,7 @@ use crate::{
 
 const FOLDER: &str = "JOURNAL_CRASH_FOLDER";
 const RUNS: &str = "JOURNAL_CRASH_RUNS";
-const SOCKET: &str = "chain.socket";
+const CHAIN: &str = "JOURNAL_CRASH_CHAIN";
 const FIRST_KEY: u8 = 1;
 const SECOND_KEY: u8 = 2;
 
@@ -104,7 +105,7 @@ async fn child() {
     let Some(folder) = std::env::var_os(FOLDER).map(PathBuf::from) else { return };
     let runs: u64 = std::env::var(RUNS).unwrap().parse().unwrap();
     let world = World::now(&folder, [workflow()]).await;
-    let chain = Remote { socket: folder.join(SOCKET) };
+    let chain = Remote { address: std::env::var(CHAIN).unwrap().parse().unwrap() };
     let runner = world.runner_on(actions(folder), Arc::new(chain), signers(), settings()).await;
     for n in 0..runs {
         world.journal.start("session", &n.to_string(), json!({"n": n})).await.unwrap();
@@ -116,10 +117,11 @@ async fn child() {
     world.store.close().await;
 }
 
-fn spawn(folder: &Path, runs: u64) -> Child {
+fn spawn(folder: &Path, chain: SocketAddr, runs: u64) -> Child {
     Command::new(std::env::current_exe().unwrap())
         .args(["crash::child", "--exact", "--ignored", "--nocapture"])
         .env(FOLDER, folder)
+        .env(CHAIN, chain.to_string())
         .env(RUNS, runs.to_string())
         .stdout(Stdio::null())
         .stderr(Stdio::inherit())
@@ -127,13 +129,13 @@ fn spawn(folder: &Path, runs: u64) -> Child {
         .unwrap()
 }
 
-/// A chain for the children of a folder, with all the faults of a bad node.
-fn served(folder: &Path, seed: u64) -> Shared {
+/// A chain for children, with all the faults of a bad node, and where it is asked.
+async fn served(seed: u64) -> (Shared, SocketAddr) {
     let chain = Shared::new();
     let node = Node::new(chain.clone(), seed);
     node.set(Faults { unreachable: 30, unsaid: 30, lag: 1, underpriced: 10, refuse: false });
-    serve(node, folder.join(SOCKET));
-    chain
+    let address = serve(node).await;
+    (chain, address)
 }
 
 /// Lets the chain go on until the child has ended or the time is over.
@@ -182,12 +184,12 @@ async fn killed_at_thirty_random_instants_everything_ends_rightly_and_nothing_ha
     println!("seed {seed}, {kills} kills");
     let mut die = StdRng::seed_from_u64(seed);
     let folder = tempfile::tempdir().unwrap();
-    let chain = served(folder.path(), seed);
+    let (chain, address) = served(seed).await;
     let mut killed = 0;
     let mut runs = 0;
     while killed < kills {
         runs += 3;
-        let mut child = spawn(folder.path(), runs);
+        let mut child = spawn(folder.path(), address, runs);
         let time = Duration::from_millis(die.random_range(15..400));
         match live(&chain, &mut die, &mut child, time) {
             Some(success) => assert!(success, "a child that is not killed ends well"),
@@ -198,7 +200,7 @@ async fn killed_at_thirty_random_instants_everything_ends_rightly_and_nothing_ha
             }
         }
     }
-    let mut last = spawn(folder.path(), runs);
+    let mut last = spawn(folder.path(), address, runs);
     let ended = live(&chain, &mut die, &mut last, Duration::from_secs(120));
     if ended != Some(true) {
         let _ = last.kill();
@@ -244,8 +246,8 @@ async fn killed_at_thirty_random_instants_everything_ends_rightly_and_nothing_ha
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_processes_on_one_file_do_not_both_drive() {
     let folder = tempfile::tempdir().unwrap();
-    served(folder.path(), 1);
-    let mut child = spawn(folder.path(), 4);
+    let (_chain, address) = served(1).await;
+    let mut child = spawn(folder.path(), address, 4);
     let lock = folder.path().join("state.db.runner-lock");
     until("the child's lock", async || lock.exists().then_some(())).await;
     let world = World::now(folder.path(), [workflow()]).await;
@@ -271,7 +273,10 @@ async fn two_processes_on_one_file_do_not_both_drive() {
     child.wait().unwrap();
     let runner = start().await.expect("a lock ends with its process, at once");
 
-    // Should the lock fail, the older runner finds out at its next write.
+    // Should the lock fail, the older runner finds out at its next write. (Windows lets nobody take the file away.)
+    if cfg!(windows) {
+        return runner.stop().await.unwrap();
+    }
     std::fs::remove_file(lock).unwrap();
     let newer = start().await.unwrap();
     world.journal.start("session", "another", json!({"n": 1_002})).await.unwrap();
