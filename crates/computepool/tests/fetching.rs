@@ -11,37 +11,15 @@ use std::{
     fs,
     io::{BufRead, BufReader},
     path::PathBuf,
-    process::{Child, Command, Stdio},
+    process::{Command, Stdio},
     time::Duration,
 };
 
-use alloy_primitives::Address;
 use pool_coalition::{Roster, RosterMember, RosterRole};
 use pool_models::{Manifest, Wanted};
-use serde_json::Value;
+use serde_json::{Value, json};
 use server::Server;
-use support::{Files, PATIENCE, ask, ask_until_served, computepool, request};
-
-const PASSPHRASE: &str = "correct horse battery staple";
-
-struct Running(Child);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-fn with_passphrase(mut command: Command) -> Command {
-    command.env("COMPUTEPOOL_PASSPHRASE", PASSPHRASE).env_remove("HF_TOKEN");
-    command
-}
-
-fn address_of(command: Command) -> Address {
-    let output = with_passphrase(command).arg("--show-address").output().unwrap();
-    String::from_utf8(output.stdout).unwrap().trim().parse().unwrap()
-}
+use support::{Files, PATIENCE, Running, address_of, ask, ask_until_served, computepool, request, with_passphrase};
 
 /// A pool's owner with the model, and where two operators find its manifest and its files.
 struct Pool {
@@ -82,6 +60,12 @@ impl Pool {
         command.arg("node").arg("--roster").arg(self.base.join("roster.json")).arg("--state").arg(self.base.join(name));
         command.arg("--manifest").arg(&self.manifest).args(["--mirror", &self.host.url(), "--pool-owner", &self.owner]);
         command.args(["--orchestrator", at, "--threads", "1", "--loopback-only"]);
+        // Measured anew at each start, the machine could seem another one, and get other layers.
+        let capabilities = json!({
+            "device": "cpu", "memory_bytes": 1_u64 << 30, "bandwidth_bytes_per_second": 10_000_000_000_u64, "threads": 1,
+            "uplink_bytes_per_second": null,
+        });
+        command.arg("--capabilities").arg(capabilities.to_string());
         command
     }
 }

@@ -11,30 +11,21 @@ use std::{
     fs,
     io::{BufRead, BufReader, Read},
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::Stdio,
     time::{Duration, Instant},
 };
 
-use alloy_primitives::Address;
 use nix::sys::signal::Signal;
 use pool_coalition::{Roster, RosterMember, RosterRole};
 use serde_json::Value;
-use support::{Files, PATIENCE, Stream, ask, assert_gone, computepool, descendants, request, run, runs, wait};
+use support::{
+    Files, PATIENCE, Running, Stream, address_of, ask, assert_gone, computepool, descendants, request, run, runs, wait,
+    with_passphrase,
+};
 use x_server::XServer;
 
 /// From the key to the machine given back.
 const GIVEN_BACK: Duration = Duration::from_millis(1500);
-const PASSPHRASE: &str = "correct horse battery staple";
-
-struct Running(Child);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
 /// An orchestrator, and the node of an owner who sits at a screen of their own.
 struct Home {
     screen: XServer,
@@ -43,17 +34,6 @@ struct Home {
     state: PathBuf,
     url: String,
     _files: Files,
-}
-
-fn with_passphrase(mut command: Command) -> Command {
-    command.env("COMPUTEPOOL_PASSPHRASE", PASSPHRASE);
-    command
-}
-
-fn address_of(command: Command) -> Address {
-    let output = with_passphrase(command).arg("--show-address").output().unwrap();
-    let text = String::from_utf8(output.stdout).unwrap();
-    text.trim().parse().unwrap_or_else(|_| panic!("no address: {text} {}", String::from_utf8_lossy(&output.stderr)))
 }
 
 impl Home {

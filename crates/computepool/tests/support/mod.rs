@@ -14,6 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use alloy_primitives::Address;
 use nix::{sys::signal, unistd::Pid};
 use serde_json::{Value, json};
 
@@ -27,6 +28,32 @@ pub fn computepool() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_computepool"));
     command.env_remove("RUST_LOG").env_remove("COMPUTEPOOL_API_KEY").env_remove("COMPUTEPOOL_PASSPHRASE");
     command
+}
+
+/// What opens the keystores of the tests' own nodes.
+pub const PASSPHRASE: &str = "correct horse battery staple";
+
+/// The same program with [`PASSPHRASE`].
+pub fn with_passphrase(mut command: Command) -> Command {
+    command.env("COMPUTEPOOL_PASSPHRASE", PASSPHRASE).env_remove("HF_TOKEN");
+    command
+}
+
+/// The address of the key that a node or an orchestrator would use; made when missing.
+pub fn address_of(command: Command) -> Address {
+    let output = with_passphrase(command).arg("--show-address").output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    text.trim().parse().unwrap_or_else(|_| panic!("no address: {text} {}", String::from_utf8_lossy(&output.stderr)))
+}
+
+/// A process that ends with its owner.
+pub struct Running(pub Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }
 
 /// Runs it to its end.
