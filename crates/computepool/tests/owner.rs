@@ -97,11 +97,20 @@ impl Home {
         loop {
             let (status, answer) = ask(&self.url, &request("again", 4, false)).await;
             if status == 200 {
-                return began.elapsed();
+                break;
             }
             assert_eq!(status, 503, "nothing but the missing coalition keeps it from answering: {answer}");
             assert!(began.elapsed() < PATIENCE, "the machine does not serve: {answer}");
             tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        let served = began.elapsed();
+        // The node says so too, and keeps it.
+        loop {
+            let status: Value = serde_json::from_str(&output_of(&["status", "--json"], &self.state)).unwrap();
+            if status["last"]["state"] == "earning" {
+                return served;
+            }
+            assert!(began.elapsed() < PATIENCE, "the node does not say that it serves: {status}");
         }
     }
 

@@ -23,7 +23,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-use self::shift::{Finished, Running};
+use self::shift::{Finished, News, Running};
 use crate::{
     backoff::Backoff,
     config::{NodeConfig, NodeModel},
@@ -126,7 +126,10 @@ pub async fn run(
             () = shutdown.cancelled() => break,
             // The first touch: nothing is waited for.
             changed = input.changed(), if input_works => input_works = changed.is_ok(),
-            finished = shift::finished(&mut keeper.running) => keeper.finish(finished).await?,
+            news = shift::news(&mut keeper.running) => match news {
+                News::Changed => {}
+                News::Finished(finished) => keeper.finish(finished).await?,
+            },
             ask = asked.recv(), if somebody_asks => match ask {
                 Some(Ask::Command(command)) => keeper.obey(command).await?,
                 Some(Ask::Settings(settings)) => keeper.set(*settings).await?,

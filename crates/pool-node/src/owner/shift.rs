@@ -14,12 +14,13 @@ use tokio_util::sync::CancellationToken;
 use super::unix_milliseconds;
 use crate::{
     config::{NodeConfig, NodeError},
-    node::{Ended, Shift, serve},
+    node::{Activity, Ended, Shift, serve},
 };
 
 /// A node that serves, or is about to.
 pub(super) struct Running {
     pub(super) shift: Shift,
+    changes: watch::Receiver<(Activity, Option<u32>)>,
     leave: watch::Sender<Option<Manner>>,
     asked: Option<Asked>,
     task: JoinHandle<Result<Ended, NodeError>>,
@@ -49,7 +50,8 @@ impl Running {
         let ((leave, told), shift) = (watch::channel(None), Shift::default());
         // Nobody shuts a shift down: it leaves, and says so.
         let task = tokio::spawn(serve(config, CancellationToken::new(), told, shift.clone()));
-        Self { shift, leave, asked: None, task }
+        let changes = shift.changes();
+        Self { shift, changes, leave, asked: None, task }
     }
 
     /// Tells the node to leave, once; after a drain it may still be told to give the machine back.
@@ -63,6 +65,28 @@ impl Running {
         }
         self.leave.send_replace(Some(manner));
     }
+}
+
+/// What a running shift tells.
+pub(super) enum News {
+    /// It does something else now.
+    Changed,
+    /// It has ended.
+    Finished(Finished),
+}
+
+/// Waits for news of the running shift; for ever when none runs.
+pub(super) async fn news(running: &mut Option<Running>) -> News {
+    let Some(shift) = running else { return pending().await };
+    let mut changes = shift.changes.clone();
+    tokio::select! {
+        Ok(()) = changes.changed() => {}
+        finished = finished(running) => return News::Finished(finished),
+    }
+    if let Some(running) = running {
+        running.changes.mark_unchanged();
+    }
+    News::Changed
 }
 
 /// Waits until the running shift has ended; for ever when none runs.
