@@ -387,9 +387,9 @@ impl Scheduler {
     fn forget(&mut self, id: RequestId) -> Option<Request> {
         let request = self.requests.remove(&id);
         self.remember(id);
-        if let Some(request) = &request
-            && request.open
-        {
+        // The exit opens a cache when both have come, the word to open and the prompt to sample by.
+        let has_cache = |request: &Request| request.open && (!self.place.is_exit() || request.prompt.is_some());
+        if request.as_ref().is_some_and(has_cache) {
             self.effects.push(Effect::Close(id));
         }
         request
