@@ -51,8 +51,13 @@ up: build $(if $(PAY),packages) ## serve MODEL=<folder or .gguf> over SHARDS=n s
 down: ## stop what `make up` started
 	@if [[ ! -x $(COMPUTEPOOL) ]]; then echo 'Nothing was built here, so nothing runs.'; else $(COMPUTEPOOL) down --state '$(STATE)'; fi
 
+# What stands for an owner's desktop in tests.
+.PHONY: desktop
+desktop: setup
+	@YES='$(YES)' scripts/setup.sh test
+
 .PHONY: test
-test: packages ## everything: unit, property, architecture, contract, end-to-end, documentation and client tests
+test: packages desktop ## everything: unit, property, architecture, contract, end-to-end, documentation and client tests
 	contracts/test.sh
 	cargo build --workspace --bins --tests --locked
 	@if cargo nextest --version >/dev/null 2>&1; then \

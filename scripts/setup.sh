@@ -3,8 +3,9 @@
 # System packages are installed as root or through sudo. For Rust and Node it prints the one line that installs
 # them; with YES=1 it runs that line where the thing is needed.
 #
-#   scripts/setup.sh         what building and testing need
-#   scripts/setup.sh node    the same, and Node (make interop)
+#   scripts/setup.sh         what building needs
+#   scripts/setup.sh node    the same, and Node
+#   scripts/setup.sh test    what building needs, and what stands for an owner's desktop in tests
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -27,15 +28,17 @@ missing_packages() {
   have git || echo git
   have curl || echo curl
   [[ -e /etc/ssl/certs/ca-certificates.crt || -e /etc/pki/tls/certs/ca-bundle.crt ]] || echo ca-certificates
-  # An X server without a screen, a window manager, an owner at the keyboard, and a D-Bus: pool-sense's tests.
-  have Xvfb || echo xvfb
-  have xdotool || echo xdotool
-  have openbox || echo openbox
-  have dbus-daemon || echo dbus-daemon
+  # An X server without a screen, a window manager, an owner at the keyboard, and a D-Bus.
+  if [[ ${1:-} == test ]]; then
+    have Xvfb || echo xvfb
+    have xdotool || echo xdotool
+    have openbox || echo openbox
+    have dbus-daemon || echo dbus-daemon
+  fi
   have python3 && python3 -c 'import venv, ensurepip' 2>/dev/null || echo python3-venv
 }
 
-mapfile -t packages < <(missing_packages)
+mapfile -t packages < <(missing_packages "${1:-}")
 if ((${#packages[@]})); then
   line="apt-get install -y --no-install-recommends ${packages[*]}"
   have apt-get || fail "These packages are missing: ${packages[*]}. Install them with this system's package manager, then run make again."

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use alloy_primitives::Address;
 use bytes::Bytes;
-use pool_coalition::Roster;
+use pool_coalition::{Roster, stand_down::SignedStandDown};
 use pool_link::{Description, ReplayGuard, VerifyContext, verify};
 use pool_wire::{
     Assembler, Prompt, Token,
@@ -32,8 +32,15 @@ pub(crate) fn frames(bytes: &[u8]) {
     }
 }
 
-/// Control messages of every direction.
+/// Control messages of every direction, and what a node signs when it leaves.
 pub(crate) fn control(bytes: &[u8]) {
+    if let Ok(ToOrchestrator::StandDown { statement }) = decode(bytes)
+        && let Ok(word) = serde_json::from_str::<SignedStandDown>(&statement)
+    {
+        let said = word.stand_down;
+        let counts_on = |chain| word.verify(said.operator, said.coalition, chain, said.at).is_ok();
+        assert!(!(counts_on(said.chain) && counts_on(said.chain.wrapping_add(1))), "a word counts on one chain only");
+    }
     read_again::<ToNode>(bytes);
     read_again::<ToOrchestrator>(bytes);
     read_again::<ToShard>(bytes);

@@ -247,11 +247,16 @@ test('an offer for tokens can be paid although the measured speed has changed me
   assert.equal(offered.status, 402);
   const { accepts: [accepted] } = JSON.parse(Buffer.from(offered.headers.get('payment-required'), 'base64'));
   const { session } = await open(await payer(1_000_000n));
-  await Promise.all([1, 2, 3, 4, 5, 6].map(() =>
-    ask(session).completions.create({ model: MODEL, prompt: 'a', max_tokens: 300, ignore_eos: true })));
-  const changed = await fetch(`${api}/sessions`, wanted);
-  const { accepts: [other] } = JSON.parse(Buffer.from(changed.headers.get('payment-required'), 'base64'));
-  assert.notEqual(other.amount, accepted.amount, 'six answers side by side have changed the measured speed');
+  // Answers side by side are slower than one alone, so the measured speed changes; by enough after a few times.
+  let amount = accepted.amount;
+  for (let round = 0; round < 20 && amount === accepted.amount; round += 1) {
+    await Promise.all([1, 2, 3, 4, 5, 6].map(() =>
+      ask(session).completions.create({ model: MODEL, prompt: 'a', max_tokens: 300, ignore_eos: true })));
+    const changed = await fetch(`${api}/sessions`, wanted);
+    const { accepts: [other] } = JSON.parse(Buffer.from(changed.headers.get('payment-required'), 'base64'));
+    amount = other.amount;
+  }
+  assert.notEqual(amount, accepted.amount, 'the measured speed has changed, and the price of a token with it');
   const payment = await sign(account, accepted);
   const paid = await fetch(`${api}/sessions`, {
     ...wanted, headers: { ...json, 'payment-signature': Buffer.from(JSON.stringify(payment)).toString('base64') },

@@ -37,7 +37,7 @@ pub(crate) enum Command {
     Resume(OwnerResumeArguments),
     /// Show which layers an owner's node is fetching
     Downloads(OwnerStateArguments),
-    /// Show what an owner's node decided over the last seven days
+    /// Show what an owner's node decided lately, and why
     Log(OwnerLogArguments),
     /// Run an orchestrator that nodes on other machines register with
     Orchestrator(OrchestratorArguments),
@@ -261,7 +261,7 @@ pub(crate) struct NodeArguments {
     /// Instead of a model that is here: the manifest of one that is fetched, as far as this node serves it
     #[arg(long, value_name = "FILE", conflicts_with = "model", requires = "mirror")]
     pub(crate) manifest: Option<PathBuf>,
-    /// Who has that model's files: an address such as https://huggingface.co/maker/model/resolve/main (several: the next is asked when one fails)
+    /// Who has that model's files: an address such as https://huggingface.co/maker/model/resolve/main (several: the next is asked when one fails; HF_TOKEN is shown to huggingface.co alone)
     #[arg(long, value_name = "URL", requires = "manifest")]
     pub(crate) mirror: Vec<String>,
     /// The pool's owner: take no manifest that this address has not signed
@@ -380,7 +380,7 @@ pub(crate) struct OwnerLogArguments {
     #[arg(long, value_name = "FOLDER")]
     pub(crate) state: PathBuf,
     /// Only so many of the newest decisions
-    #[arg(long, default_value_t = 50, value_name = "N")]
+    #[arg(long, default_value_t = 50, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub(crate) last: u32,
     /// One JSON object per decision, with the signals that caused it
     #[arg(long)]

@@ -20,8 +20,9 @@ use pool_types::ByteSize;
 
 use crate::arguments::{ManifestArguments, NodeArguments};
 
-/// The environment variable with a token for hosts that ask for one.
+/// The environment variable with a token for [`TOKEN_HOST`], and for nobody else.
 const HOST_TOKEN: &str = "HF_TOKEN";
+const TOKEN_HOST: &str = "huggingface.co";
 
 /// Where a manifest's signature lies: beside it.
 fn signature_of(file: &Path) -> PathBuf {
@@ -79,7 +80,8 @@ pub(crate) fn read(file: &Path, arguments: &NodeArguments) -> Result<ToFetch> {
     let token = std::env::var(HOST_TOKEN).ok().filter(|token| !token.is_empty()).map(AccessToken::new);
     let mirror = |address: &String| {
         let mirror = Mirror::new(address)?;
-        Ok(token.iter().cloned().fold(mirror, Mirror::with_token))
+        let theirs = mirror.host() == TOKEN_HOST;
+        Ok(token.iter().filter(|_| theirs).cloned().fold(mirror, Mirror::with_token))
     };
     let mirrors = arguments.mirror.iter().map(mirror).collect::<Result<Vec<_>>>()?;
     let cache = Cache::open(arguments.cache.clone().unwrap_or_else(|| arguments.state.join("models")))?;

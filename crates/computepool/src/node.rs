@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use pool_node::{
     NodeConfig, NodeModel, ResourceLimits, VotePolicy,
     identity::{Passphrase, make_private_directory, open_or_create},
@@ -38,30 +38,33 @@ pub(crate) fn run(arguments: NodeArguments) -> Result<ExitCode> {
     };
     let policy = arguments.policy.then(|| owner::wishes(&arguments)).transpose()?;
     let state = arguments.state.clone();
+    let roster = read_roster(&arguments.roster)?;
     let fetched = arguments.manifest.as_deref().map(|file| manifest::read(file, &arguments)).transpose()?;
-    let mut config = NodeConfig {
+    let (local, vote) = (arguments.model, arguments.registry);
+    let config = |model| NodeConfig {
         orchestrator: arguments.orchestrator,
-        roster: read_roster(&arguments.roster)?,
+        roster,
         name: String::new(),
         wallet,
-        model: NodeModel::Local(arguments.model.unwrap_or_default()),
+        model,
         shard_program: None,
         capabilities,
         cpus: arguments.cpus.iter().flat_map(CpuSet::cores).collect(),
         quantise: arguments.quantise,
         loopback_only: arguments.loopback_only,
-        vote: arguments
-            .registry
-            .map(|domain| VotePolicy { domain, least: FlowRate::from_units_per_second(arguments.least_income) }),
+        vote: vote.map(|domain| VotePolicy { domain, least: FlowRate::from_units_per_second(arguments.least_income) }),
     };
     serving::runtime(1)?.block_on(async {
         let shutdown = stop::on_signal()?;
         if arguments.with_parent {
             stop::with_parent(shutdown.clone());
         }
-        if let Some(fetched) = fetched {
-            config.model = NodeModel::Fetched(Box::new(fetched.start()?));
-        }
+        let model = match (fetched, local) {
+            (Some(fetched), _) => NodeModel::Fetched(Box::new(fetched.start()?)),
+            (None, Some(path)) => NodeModel::Local(path),
+            (None, None) => bail!("say which model to serve: --model or --manifest"),
+        };
+        let config = config(model);
         match policy {
             Some(wishes) => owner::run(config, &state, wishes, shutdown).await?,
             None => pool_node::run(config, shutdown).await?,

@@ -11,9 +11,11 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use jiff::tz::TimeZone;
-use pool_api::{Access, DownloadView, ErrorAnswer, OwnerCommand, OwnerState, Server, Sources, Until};
+use pool_api::{
+    Access, DownloadView, ErrorAnswer, GivenBack, OwnerCommand, OwnerState, PastDecision, Server, Sources, Until,
+};
 use pool_node::{NodeConfig, NodeModel, owner};
-use pool_policy::Settings;
+use pool_policy::{Decision, Settings};
 use pool_sense::{Senses, Surroundings};
 use pool_store::Store;
 use reqwest::Method;
@@ -61,18 +63,13 @@ pub(crate) fn wishes(arguments: &NodeArguments) -> Result<Wishes> {
 pub(crate) async fn run(node: NodeConfig, state: &Path, wishes: Wishes, shutdown: CancellationToken) -> Result<()> {
     // Two nodes of one owner would each believe that the machine is theirs to give back.
     let folder = StateFolder::lock(state)?;
-    let store = Store::open(database(folder.path())).await?;
-    if let Some(aside) = store.set_aside() {
-        eprintln!("The node's database could not be read; it was kept as {}.", aside.display());
-    }
+    let store = open_or_create(&database(folder.path())).await?;
     let mut settings = match wishes.settings {
         Some(settings) => settings,
         None => owner::kept_settings(&store).await?.unwrap_or_default(),
     };
     settings.share_cpu |= wishes.share_cpu;
     let senses = Arc::new(Senses::start(&Surroundings::of_this_process())?);
-    senses.set_programs(settings.wait_for_programs.clone());
-    let ours = senses.clone();
     let downloads = match &node.model {
         NodeModel::Local(_) => None,
         NodeModel::Fetched(fetch) => Some(fetch.downloads().watch()),
@@ -85,7 +82,6 @@ pub(crate) async fn run(node: NodeConfig, state: &Path, wishes: Wishes, shutdown
         node,
         model_name,
         presence: senses,
-        own_processes: Box::new(move |processes| ours.set_own_processes(processes)),
         settings,
         zone: TimeZone::system(),
         store: store.clone(),
@@ -98,25 +94,25 @@ pub(crate) async fn run(node: NodeConfig, state: &Path, wishes: Wishes, shutdown
     let closing = CancellationToken::new();
     let interface = tokio::spawn(server.serve(sources, closing.clone()));
     let tell = tokio::spawn(async move {
-        let mut last = String::new();
+        let mut last: Option<Decision> = None;
         while seen.changed().await.is_ok() {
-            let sentence = seen.borrow_and_update().as_ref().map(|view: &owner::OwnerView| view.sentence.clone());
-            // Sentences that only count on are not repeated.
-            let Some(sentence) = sentence else { continue };
-            let kind = sentence.split(|letter: char| letter.is_ascii_digit()).next().unwrap_or_default().to_owned();
-            if kind != last {
+            let Some(owner::OwnerView { decision, sentence, .. }) = seen.borrow_and_update().clone() else { continue };
+            // What only counts on is not repeated.
+            if last.as_ref().is_none_or(|last| decision.is_transition_from(last)) {
                 eprintln!("{sentence}");
-                last = kind;
             }
+            last = Some(decision);
         }
     });
     let ended = owner::run(config, asked, view, shutdown).await;
     Access::remove(folder.path());
     closing.cancel();
-    let _ = tell.await;
-    interface.await.context("the interface crashed")??;
+    let (told, served) = tokio::join!(tell, interface);
     store.close().await;
-    Ok(ended?)
+    // Why the node ended comes first.
+    ended?;
+    told.context("what the node says could not be shown")?;
+    Ok(served.context("the interface crashed")??)
 }
 
 /// `computepool pause`.
@@ -181,29 +177,42 @@ async fn interface<T: DeserializeOwned>(
     answer.json().await.context("the node's answer is not understood")
 }
 
-/// `computepool status`.
+/// Whether a node runs with this state folder and can be asked.
+fn runs(state: &Path) -> Result<bool> {
+    Ok(StateFolder::holder(state)?.is_some() && Access::path(state).exists())
+}
+
+/// `computepool status`: what a running node says of itself, or what one that has ended said last.
 pub(crate) fn status(arguments: &OwnerStateArguments) -> Result<ExitCode> {
-    let runs = StateFolder::holder(&arguments.state)?.is_some();
+    let runs = runs(&arguments.state)?;
     serving::runtime(1)?.block_on(async {
-        let store = open(&arguments.state).await?;
-        let last = store.decisions(1).await?.pop();
-        let yields = store.yield_times().await?;
-        store.close().await;
+        let (state, last, given_back) = if runs {
+            let state: OwnerState = interface(&arguments.state, Method::GET, "state", None).await?;
+            let given_back = state.given_back;
+            (Some(state), None, given_back)
+        } else {
+            let store = open(&arguments.state).await?;
+            let last = store.decisions(1).await?.pop().map(PastDecision::from);
+            let given_back = GivenBack::from(store.yield_times().await?);
+            store.close().await;
+            (None, last, given_back)
+        };
         if arguments.json {
-            let decision = last.as_ref().map(|last| json!({ "at": last.at, "state": last.state, "sentence": last.sentence, "decision": last.decision }));
-            let given_back = json!({ "count": yields.count, "p50": yields.p50, "p95": yields.p95, "longest": yields.longest });
-            println!("{}", json!({ "runs": runs, "last": decision, "given_back_milliseconds": given_back }));
+            println!("{}", json!({ "runs": runs, "state": state, "last": last, "given_back": given_back }));
             return Ok(ExitCode::SUCCESS);
         }
-        match (&last, runs) {
-            (Some(last), true) => println!("{}\n(since {})", last.sentence, utc(last.at / 1000)),
-            (Some(last), false) => println!("The node does not run. At last, {}: {}", utc(last.at / 1000), last.sentence),
-            (None, _) => println!("The node has decided nothing yet."),
+        match (&state, &last) {
+            (Some(state), _) => println!("{}", state.sentence),
+            (None, Some(last)) => {
+                println!("The node does not run. At last, {}: {}", utc(last.at / 1000), last.sentence);
+            }
+            (None, None) => println!("The node does not run, and has decided nothing yet."),
         }
-        if yields.count > 0 {
+        let GivenBack { count, p50, p95, longest } = given_back;
+        if count > 0 {
             println!(
-                "The machine was given back {} times: half of them within {} ms, 95 of 100 within {} ms, at most {} ms.",
-                yields.count, yields.p50, yields.p95, yields.longest
+                "The machine was given back {count} times: half of them within {p50} ms, 95 of 100 within {p95} ms, at most \
+                 {longest} ms."
             );
         }
         Ok(ExitCode::SUCCESS)
@@ -212,20 +221,21 @@ pub(crate) fn status(arguments: &OwnerStateArguments) -> Result<ExitCode> {
 
 /// `computepool log`.
 pub(crate) fn log(arguments: &OwnerLogArguments) -> Result<ExitCode> {
+    let runs = runs(&arguments.state)?;
     serving::runtime(1)?.block_on(async {
-        let store = open(&arguments.state).await?;
-        let mut decisions = store.decisions(arguments.last).await?;
-        store.close().await;
-        decisions.reverse();
-        for decision in decisions {
+        let mut past: Vec<PastDecision> = if runs {
+            let what = format!("decisions?last={}", arguments.last);
+            interface(&arguments.state, Method::GET, &what, None).await?
+        } else {
+            let store = open(&arguments.state).await?;
+            let past = store.decisions(arguments.last).await?;
+            store.close().await;
+            past.into_iter().map(PastDecision::from).collect()
+        };
+        past.reverse();
+        for decision in past {
             if arguments.json {
-                println!(
-                    "{}",
-                    json!({
-                        "at": decision.at, "state": decision.state, "sentence": decision.sentence,
-                        "decision": decision.decision, "signals": decision.signals,
-                    })
-                );
+                println!("{}", serde_json::to_string(&decision)?);
             } else {
                 println!("{}  {}", utc(decision.at / 1000), decision.sentence);
             }
@@ -234,10 +244,19 @@ pub(crate) fn log(arguments: &OwnerLogArguments) -> Result<ExitCode> {
     })
 }
 
+/// The books of a node that does not run.
 async fn open(state: &Path) -> Result<Store> {
     let database = database(state);
     if !database.exists() {
         bail!("{} is not the state folder of a `computepool node --policy`", state.display());
     }
-    Ok(Store::open(database).await?)
+    open_or_create(&database).await
+}
+
+async fn open_or_create(database: &Path) -> Result<Store> {
+    let store = Store::open(database).await?;
+    if let Some(aside) = store.set_aside() {
+        eprintln!("The node's database could not be read; it was kept as {}.", aside.display());
+    }
+    Ok(store)
 }

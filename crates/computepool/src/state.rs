@@ -86,7 +86,7 @@ impl StateFolder {
             Err(TryLockError::WouldBlock) => {
                 let process = read_holder(&mut lock).map(|holder| format!(" (process {})", holder.process));
                 bail!(
-                    "{} is in use by another `computepool up`{}; stop it with `computepool down`, or choose another --state",
+                    "{} is in use by another computepool{}; stop that one first, or choose another --state",
                     path.display(),
                     process.unwrap_or_default()
                 );

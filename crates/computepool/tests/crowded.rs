@@ -74,10 +74,8 @@ async fn continued(url: &str) -> String {
     answer["choices"][0]["text"].as_str().unwrap().to_owned()
 }
 
-async fn epoch(url: &str) -> Value {
-    let client = reqwest::Client::builder().no_proxy().build().unwrap();
-    let view: Value = client.get(format!("{url}/coalition")).send().await.unwrap().json().await.unwrap();
-    view["epoch"].clone()
+async fn epoch(url: &str) -> u64 {
+    support::coalition(url).await["epoch"].as_u64().expect("a coalition has its epoch")
 }
 
 #[tokio::test]

@@ -9,17 +9,20 @@ mod support;
 
 use std::{
     fs,
-    io::{BufRead, BufReader},
+    io::Read,
     path::PathBuf,
     process::{Command, Stdio},
     time::Duration,
 };
 
-use pool_coalition::{Roster, RosterMember, RosterRole};
+use pool_coalition::{Roster, RosterRole};
 use pool_models::{Manifest, Wanted};
 use serde_json::{Value, json};
 use server::Server;
-use support::{Files, PATIENCE, Running, address_of, ask, ask_until_served, computepool, request, with_passphrase};
+use support::{
+    Files, PATIENCE, Running, address_of, ask, ask_until_served, coalition, computepool, member, request, wait,
+    with_passphrase,
+};
 
 /// A pool's owner with the model, and where two operators find its manifest and its files.
 struct Pool {
@@ -57,6 +60,7 @@ impl Pool {
 
     fn node(&self, name: &str, at: &str) -> Command {
         let mut command = computepool();
+        command.stdout(Stdio::null()).stderr(Stdio::null());
         command.arg("node").arg("--roster").arg(self.base.join("roster.json")).arg("--state").arg(self.base.join(name));
         command.arg("--manifest").arg(&self.manifest).args(["--mirror", &self.host.url(), "--pool-owner", &self.owner]);
         command.args(["--orchestrator", at, "--threads", "1", "--loopback-only"]);
@@ -70,11 +74,6 @@ impl Pool {
     }
 }
 
-fn start(command: Command) -> Running {
-    let mut command = with_passphrase(command);
-    Running(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap())
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_nodes_fetch_their_own_layers_and_nothing_else_and_serve_together() {
     let pool = Pool::new().await;
@@ -86,7 +85,6 @@ async fn two_nodes_fetch_their_own_layers_and_nothing_else_and_serve_together() 
         command
     };
     let nobody = "ws://127.0.0.1:1";
-    let member = |address, name: &str, role| RosterMember { address, name: name.to_owned(), role };
     let gateway = address_of(orchestrator());
     let members = vec![
         member(gateway, "gateway", RosterRole::Gateway),
@@ -94,19 +92,13 @@ async fn two_nodes_fetch_their_own_layers_and_nothing_else_and_serve_together() 
         member(address_of(pool.node("right", nobody)), "right", RosterRole::Node),
     ];
     fs::write(pool.base.join("roster.json"), Roster::new(gateway, members, 0).unwrap().to_json()).unwrap();
-    let mut server = with_passphrase(orchestrator());
-    let server = server.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
-    let mut server = Running(server.spawn().unwrap());
-    let mut said = BufReader::new(server.0.stderr.take().unwrap()).lines();
-    let listening =
-        said.find_map(|line| line.unwrap().strip_prefix("waiting for nodes at ").map(str::to_owned)).unwrap();
-    std::thread::spawn(move || said.for_each(drop));
+    let (server, listening, _) = Running::orchestrator(orchestrator());
     let url = format!("{}/v1", listening.replace("ws://", "http://"));
-    let nodes = [start(pool.node("left", &listening)), start(pool.node("right", &listening))];
+    let nodes = [Running::start(pool.node("left", &listening)), Running::start(pool.node("right", &listening))];
     ask_until_served(&url, PATIENCE).await;
 
     // What left the host, against what the two shards are made of.
-    let view: Value = reqwest::get(format!("{url}/coalition")).await.unwrap().json().await.unwrap();
+    let view: Value = coalition(&url).await;
     let manifest = Manifest::parse(&fs::read(&pool.manifest).unwrap()).unwrap();
     let bytes = |layers: &Value| -> u64 {
         let layers = serde_json::from_value(layers.clone()).unwrap();
@@ -124,7 +116,7 @@ async fn two_nodes_fetch_their_own_layers_and_nothing_else_and_serve_together() 
     // A node that starts again has its layers, and the answer is that of the model.
     drop(nodes);
     pool.host.forget();
-    let nodes = [start(pool.node("left", &listening)), start(pool.node("right", &listening))];
+    let nodes = [Running::start(pool.node("left", &listening)), Running::start(pool.node("right", &listening))];
     ask_until_served(&url, PATIENCE).await;
     assert_eq!(pool.host.sent(".safetensors"), 0, "nothing is fetched twice");
     let (_, again) = ask(&url, &request("is it the same?", 24, false)).await;
@@ -137,11 +129,14 @@ async fn two_nodes_fetch_their_own_layers_and_nothing_else_and_serve_together() 
 
 #[tokio::test]
 async fn a_model_that_the_pools_owner_has_not_signed_is_not_fetched() {
-    let pool = Pool::new().await;
-    let mut command = with_passphrase(pool.node("left", "ws://127.0.0.1:1"));
-    command.args(["--pool-owner", "0x00000000000000000000000000000000000000aa"]);
-    let refused = tokio::time::timeout(Duration::from_secs(20), async { command.output().unwrap() }).await.unwrap();
-    let errors = String::from_utf8_lossy(&refused.stderr);
-    assert_eq!(refused.status.code(), Some(2), "{errors}");
-    assert_eq!(pool.host.seen().len(), 0, "and nothing is asked of the host: {errors}");
+    let mut pool = Pool::new().await;
+    pool.owner = "0x00000000000000000000000000000000000000aa".to_owned();
+    let mut node = with_passphrase(pool.node("left", "ws://127.0.0.1:1"));
+    let mut node = Running(node.stderr(Stdio::piped()).spawn().unwrap());
+    let status = wait(&mut node.0, Duration::from_secs(20));
+    let mut errors = String::new();
+    node.0.stderr.take().unwrap().read_to_string(&mut errors).unwrap();
+    assert_eq!(status.code(), Some(2), "{errors}");
+    assert!(errors.contains("signed"), "it says what is wrong: {errors}");
+    assert_eq!(pool.host.seen().len(), 0, "and nothing is asked of the host");
 }

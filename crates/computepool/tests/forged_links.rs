@@ -6,35 +6,30 @@
 mod support;
 
 use std::{
-    collections::BTreeMap,
     fs,
-    io::{BufRead, BufReader, Read},
+    io::Read,
     path::Path,
-    process::{Child, Command, Stdio},
+    process::Stdio,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
-        mpsc,
     },
-    thread,
     time::{Duration, Instant},
 };
 
 use alloy_primitives::Address;
 use alloy_signer_local::PrivateKeySigner;
 use futures::{SinkExt, StreamExt};
-use nix::{
-    sys::signal::{self, Signal},
-    unistd::Pid,
-};
-use pool_coalition::{Roster, RosterMember, RosterRole};
+use nix::sys::signal::Signal;
+use pool_coalition::{Roster, RosterRole};
 use pool_link::{Delegation, Description, LinkIdentity, VerifyContext};
 use serde_json::Value;
-use support::{Files, PATIENCE, Up, ask, assert_gone, computepool, descendants, request, texts, wait};
+use support::{
+    Files, PASSPHRASE, PATIENCE, Running, Up, address_of, after, ask, assert_gone, coalition, computepool, member,
+    request, texts, wait,
+};
 use tokio::net::TcpListener;
 use tokio_tungstenite::{accept_async, connect_async, tungstenite::Message};
-
-const PASSPHRASE: &str = "only for this test";
 
 /// What a relay does to the descriptions it should only carry.
 #[derive(Clone, Copy)]
@@ -129,74 +124,6 @@ async fn signed_by(wallet: &PrivateKeySigner, message: Message) -> Message {
     })
 }
 
-/// A program of the cluster that this test started by hand.
-struct Running(Child);
-
-impl Running {
-    fn start(command: &mut Command) -> Self {
-        command.env("COMPUTEPOOL_PASSPHRASE", PASSPHRASE).stdin(Stdio::null());
-        Self(command.spawn().unwrap())
-    }
-
-    /// Everything it started, and itself.
-    fn processes(&self) -> BTreeMap<u32, String> {
-        let mut all = descendants(self.0.id());
-        all.insert(self.0.id(), "itself".to_owned());
-        all
-    }
-
-    fn stop(&mut self) {
-        signal::kill(Pid::from_raw(self.0.id() as i32), Signal::SIGTERM).unwrap();
-        let status = wait(&mut self.0, Duration::from_secs(15));
-        assert_eq!(status.code(), Some(0), "an orderly end");
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-fn address_of(command: &mut Command) -> Address {
-    let output = command.arg("--show-address").env("COMPUTEPOOL_PASSPHRASE", PASSPHRASE).output().unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout).unwrap().trim().parse().unwrap()
-}
-
-fn member(address: Address, name: &str, role: RosterRole) -> RosterMember {
-    RosterMember { address, name: name.to_owned(), role }
-}
-
-/// The lines a child writes, as they come.
-fn lines(of: impl Read + Send + 'static) -> mpsc::Receiver<String> {
-    let (tell, lines) = mpsc::channel();
-    thread::spawn(move || {
-        for line in BufReader::new(of).lines().map_while(Result::ok) {
-            let _ = tell.send(line);
-        }
-    });
-    lines
-}
-
-/// The text after `before` in the first line that has it.
-fn after(lines: &mpsc::Receiver<String>, before: &str, limit: Duration) -> Option<String> {
-    let began = Instant::now();
-    while let Some(left) = limit.checked_sub(began.elapsed()) {
-        let line = lines.recv_timeout(left).ok()?;
-        if let Some((_, text)) = line.split_once(before) {
-            return Some(text.to_owned());
-        }
-    }
-    None
-}
-
-async fn coalition(url: &str) -> Value {
-    let client = reqwest::Client::builder().no_proxy().build().unwrap();
-    client.get(format!("{url}/coalition")).send().await.unwrap().json().await.unwrap()
-}
-
 fn logged(folder: &Path, text: &str) -> bool {
     texts(folder).iter().any(|(path, log)| path.ends_with("log.jsonl") && log.contains(text))
 }
@@ -216,31 +143,27 @@ async fn a_relay_that_forges_descriptions_can_refuse_a_link_but_never_sit_in_one
     };
     let node = |state: &Path, at: &str| {
         let mut command = computepool();
+        command.stdout(Stdio::null()).stderr(Stdio::null());
         command.arg("node").arg("--roster").arg(&roster).arg("--model").arg(files.model()).arg("--state").arg(state);
         command.args(["--orchestrator", at, "--threads", "1", "--loopback-only"]);
         command
     };
-    let addresses = (address_of(&mut orchestrator()), address_of(&mut node(&left, "ws://127.0.0.1:1")));
+    let addresses = (address_of(orchestrator()), address_of(node(&left, "ws://127.0.0.1:1")));
     let members = vec![
         member(addresses.0, "gateway", RosterRole::Gateway),
         member(addresses.1, "left", RosterRole::Node),
-        member(address_of(&mut node(&right, "ws://127.0.0.1:1")), "right", RosterRole::Node),
+        member(address_of(node(&right, "ws://127.0.0.1:1")), "right", RosterRole::Node),
     ];
     fs::write(&roster, Roster::new(addresses.0, members, 0).unwrap().to_json()).unwrap();
 
-    let mut server = Running::start(orchestrator().stdout(Stdio::piped()).stderr(Stdio::piped()));
-    let (said, printed) = (lines(server.0.stderr.take().unwrap()), lines(server.0.stdout.take().unwrap()));
-    let listening = after(&said, "waiting for nodes at ", PATIENCE).expect("it says where nodes connect");
+    let (mut server, listening, printed) = Running::orchestrator(orchestrator());
     let url = format!("{}/v1", listening.replace("ws://", "http://"));
     let forges = Arc::new(AtomicBool::new(true));
     let relays = (
         relay(listening.clone(), Forgery::Signer, forges.clone()).await,
         relay(listening, Forgery::Fingerprint, forges.clone()).await,
     );
-    let mut nodes = [
-        Running::start(node(&left, &relays.0).stdout(Stdio::null()).stderr(Stdio::null())),
-        Running::start(node(&right, &relays.1).stdout(Stdio::null()).stderr(Stdio::null())),
-    ];
+    let mut nodes = [Running::start(node(&left, &relays.0)), Running::start(node(&right, &relays.1))];
 
     // The attempt to link fails, in its time and with a sentence; requests are refused meanwhile, at once.
     let began = Instant::now();
@@ -297,7 +220,7 @@ async fn a_node_with_a_roster_of_its_own_making_is_turned_away_with_a_sentence()
         command.env("COMPUTEPOOL_PASSPHRASE", PASSPHRASE);
         command
     };
-    let address = address_of(&mut node());
+    let address = address_of(node());
     let gateway: Address = before["gateway"].as_str().unwrap().parse().unwrap();
     let members = vec![member(gateway, "gateway", RosterRole::Gateway), member(address, "intruder", RosterRole::Node)];
     fs::write(&roster, Roster::new(gateway, members, 0).unwrap().to_json()).unwrap();

@@ -10,17 +10,16 @@ use std::{
 };
 
 use alloy_signer_local::PrivateKeySigner;
-use pool_coalition::{Roster, RosterMember, RosterRole};
+use pool_coalition::{Roster, RosterRole};
 use pool_models::Model;
-use pool_node::{Activity, Ended, Manner, NodeConfig, NodeError, NodeModel, Shift};
+use pool_node::{Activity, Ended, Manner, NodeError, Shift};
 use pool_orchestrator::{
     Orchestrator, OrchestratorConfig,
     control::{ControlTap, ServingWishes, Timing},
 };
 use pool_store::Store;
-use pool_wire::control::Capabilities;
 use serde_json::Value;
-use support::{Files, PATIENCE, Stream, ask, ask_until_served, computepool, request, runs};
+use support::{Files, PATIENCE, Stream, ask, ask_until_served, coalition, member, node_config, request, runs};
 use tokio::{sync::watch, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 
@@ -50,11 +49,9 @@ impl Pool {
         std::fs::create_dir_all(files.state()).unwrap();
         let gateway = PrivateKeySigner::random();
         let wallets: Vec<PrivateKeySigner> = (0..3).map(|_| PrivateKeySigner::random()).collect();
-        let member = |address, name: String, role| RosterMember { address, name, role };
         let nodes = wallets.iter().zip(1..);
-        let nodes = nodes.map(|(wallet, n)| member(wallet.address(), format!("owner-{n}"), RosterRole::Node));
-        let members =
-            std::iter::once(member(gateway.address(), "gateway".to_owned(), RosterRole::Gateway)).chain(nodes);
+        let nodes = nodes.map(|(wallet, n)| member(wallet.address(), &format!("owner-{n}"), RosterRole::Node));
+        let members = std::iter::once(member(gateway.address(), "gateway", RosterRole::Gateway)).chain(nodes);
         let roster = Roster::new(gateway.address(), members.collect(), 0).unwrap();
         let database = files.state().join("state.db");
         let config = OrchestratorConfig {
@@ -79,28 +76,8 @@ impl Pool {
         let shutdown = CancellationToken::new();
         let stop = shutdown.clone();
         let server = tokio::spawn(async move { orchestrator.serve(stop).await.unwrap() });
-        // Where the shard lies: beside the program.
-        let shard = PathBuf::from(computepool().get_program()).with_file_name("pool-shard");
         let owners = wallets.into_iter().map(|wallet| {
-            let config = NodeConfig {
-                orchestrator: format!("ws://{address}"),
-                roster: roster.clone(),
-                name: String::new(),
-                wallet: wallet.clone(),
-                model: NodeModel::Local(files.model()),
-                shard_program: Some(shard.clone()),
-                capabilities: Capabilities {
-                    device: "cpu".to_owned(),
-                    memory_bytes: 1 << 30,
-                    bandwidth_bytes_per_second: 10_000_000_000,
-                    threads: 1,
-                    uplink_bytes_per_second: None,
-                },
-                cpus: Vec::new(),
-                quantise: false,
-                loopback_only: true,
-                vote: None,
-            };
+            let config = node_config(address, &roster, wallet.clone(), files.model());
             let ((leave, asked), shift) = (watch::channel(None), Shift::default());
             let task = tokio::spawn(pool_node::serve(config, shutdown.clone(), asked, shift.clone()));
             Owner { wallet, leave, shift, task }
@@ -133,33 +110,16 @@ impl Pool {
     }
 }
 
-/// Reads a stream until it has shown that it goes on.
-async fn twenty_pieces(stream: &mut Stream) {
-    let mut pieces = 0;
-    while pieces < 20 {
-        let event: Value = serde_json::from_str(&stream.next().await.expect("the answer goes on")).unwrap();
-        assert!(event.get("error").is_none(), "{event}");
-        pieces += usize::from(event.pointer("/choices/0/delta/content").is_some());
-    }
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_owner_who_comes_back_has_the_machine_at_once_and_the_client_is_told_why() {
     let mut pool = Pool::start().await;
     let mut stream = Stream::open(&pool.url, &request("tell me everything", 3000, true)).await;
-    twenty_pieces(&mut stream).await;
+    stream.pieces(20).await;
     let owner = pool.who_serves();
     let shard = owner.shift.process().expect("who serves has a shard");
     let back = Instant::now();
     owner.leave.send(Some(Manner::Yield)).unwrap();
-    let message = loop {
-        let event = stream.next().await.expect("a stream that breaks says so before it ends");
-        assert_ne!(event, "[DONE]", "an answer that was cut must not look whole");
-        let event: Value = serde_json::from_str(&event).unwrap();
-        if let Some(error) = event.get("error") {
-            break error["message"].as_str().unwrap().to_owned();
-        }
-    };
+    let message = stream.error().await;
     let told = back.elapsed();
     assert!(told < GIVEN_BACK, "the client waited {told:?} for its error");
     let ended = owner.task.await.unwrap().unwrap();
@@ -180,7 +140,7 @@ async fn an_owner_who_comes_back_has_the_machine_at_once_and_the_client_is_told_
 async fn an_owner_who_lets_it_finish_ends_no_answer() {
     let mut pool = Pool::start().await;
     let mut stream = Stream::open(&pool.url, &request("tell me everything", 400, true)).await;
-    twenty_pieces(&mut stream).await;
+    stream.pieces(20).await;
     let owner = pool.who_serves();
     owner.leave.send(Some(Manner::Drain)).unwrap();
     // As soon as it is known, nothing new begins.
@@ -209,11 +169,22 @@ async fn an_owner_who_lets_it_finish_ends_no_answer() {
     pool.stop().await;
 }
 
-/// Seconds that the shards of the coalition have computed, and where the figure comes from.
-async fn busy(pool: &Pool) -> f64 {
-    let view: Value = reqwest::get(format!("{}/coalition", pool.url)).await.unwrap().json().await.unwrap();
-    let members = view["members"].as_array().unwrap();
-    members.iter().map(|member| member["stats"]["busy_seconds"].as_f64().unwrap_or(0.0)).fold(0.0, f64::max)
+/// The most seconds that a shard of the coalition has computed, once two reports in a row agree: nothing runs then.
+async fn worked(pool: &Pool) -> f64 {
+    let busy = async || {
+        let view = coalition(&pool.url).await;
+        let members = view["members"].as_array().unwrap();
+        members.iter().map(|member| member["stats"]["busy_seconds"].as_f64().unwrap_or(0.0)).fold(0.0, f64::max)
+    };
+    let mut last = busy().await;
+    loop {
+        // Shards report every second.
+        tokio::time::sleep(Duration::from_millis(1200)).await;
+        let now = busy().await;
+        if now > 0.0 && now == std::mem::replace(&mut last, now) {
+            return now;
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -222,17 +193,12 @@ async fn a_quiet_node_rests_between_steps_and_answers_the_same() {
     let question = request("tell me everything", 300, false);
     let (_, fast) = ask(&pool.url, &question).await;
     pool.owners.iter().for_each(|owner| owner.shift.set_duty(10));
-    // Each shard has the word when its next report is there.
-    tokio::time::sleep(Duration::from_millis(1500)).await;
-    let (before, began) = (busy(&pool).await, Instant::now());
+    let (before, began) = (worked(&pool).await, Instant::now());
     let (status, quiet) = ask(&pool.url, &question).await;
     let took = began.elapsed().as_secs_f64();
-    tokio::time::sleep(Duration::from_millis(1500)).await;
-    let worked = busy(&pool).await - before;
+    let worked = worked(&pool).await - before;
     println!("at a duty of 10 %: {worked:.3} s of work in {took:.3} s");
     assert_eq!((status, &quiet["choices"]), (200, &fast["choices"]), "resting changes no answer");
     assert!(worked > 0.0 && worked < 0.25 * took, "{worked} s of work in {took} s is no tenth of the time");
-    pool.owners.iter().for_each(|owner| owner.shift.set_duty(100));
-    ask_until_served(&pool.url, PATIENCE).await;
     pool.stop().await;
 }

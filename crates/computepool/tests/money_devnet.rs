@@ -5,11 +5,15 @@
 mod money_support;
 mod support;
 
-use std::{fs, thread::sleep, time::Duration};
+use std::{
+    fs,
+    thread::sleep,
+    time::{Duration, Instant},
+};
 
 use money_support::{DevnetProcess, good, json, refused, text};
 use nix::sys::signal::Signal;
-use support::{assert_gone, descendants, kill};
+use support::{PATIENCE, assert_gone, descendants, kill};
 
 /// Nobody's account.
 const ACCOUNT: &str = "0x00000000000000000000000000000000000c0ffe";
@@ -62,8 +66,11 @@ fn a_chain_is_started_funded_moved_in_time_stopped_and_found_again() {
     assert_eq!(anew["usdc"], "0", "--fresh forgets: {anew}");
     let block = || json(&devnet(&["time", "show"]))["block"].as_u64().unwrap();
     let one = block();
-    sleep(Duration::from_millis(2500));
-    assert!(block() > one, "--block-time makes blocks by itself");
+    let began = Instant::now();
+    while block() <= one {
+        assert!(began.elapsed() < PATIENCE, "--block-time makes blocks by itself");
+        sleep(Duration::from_millis(100));
+    }
 
     let nodes = descendants(fourth.child.id());
     kill(fourth.child.id());

@@ -9,18 +9,18 @@ mod x_server;
 
 use std::{
     fs,
-    io::{BufRead, BufReader, Read},
+    io::Read,
     path::{Path, PathBuf},
     process::Stdio,
     time::{Duration, Instant},
 };
 
 use nix::sys::signal::Signal;
-use pool_coalition::{Roster, RosterMember, RosterRole};
+use pool_coalition::{Roster, RosterRole};
 use serde_json::Value;
 use support::{
-    Files, PATIENCE, Running, Stream, address_of, ask, assert_gone, computepool, descendants, request, run, runs, wait,
-    with_passphrase,
+    Files, PATIENCE, Running, Stream, address_of, ask, assert_gone, computepool, descendants, member, request, run,
+    runs, wait, with_passphrase,
 };
 use x_server::XServer;
 
@@ -57,17 +57,10 @@ impl Home {
         };
         let gateway = address_of(orchestrator());
         let owner = address_of(node("ws://127.0.0.1:1"));
-        let member = |address, name: &str, role| RosterMember { address, name: name.to_owned(), role };
         let members = vec![member(gateway, "gateway", RosterRole::Gateway), member(owner, "desk", RosterRole::Node)];
         fs::write(&roster, Roster::new(gateway, members, 0).unwrap().to_json()).unwrap();
 
-        let mut orchestrator = with_passphrase(orchestrator());
-        let orchestrator = orchestrator.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
-        let mut orchestrator = Running(orchestrator.spawn().unwrap());
-        let mut said = BufReader::new(orchestrator.0.stderr.take().unwrap()).lines();
-        let listening = said.find_map(|line| line.unwrap().strip_prefix("waiting for nodes at ").map(str::to_owned));
-        let listening = listening.expect("it says where nodes connect");
-        std::thread::spawn(move || said.for_each(drop));
+        let (orchestrator, listening, _) = Running::orchestrator(orchestrator());
 
         let screen = XServer::start();
         // The shortest times that the owner may set.
@@ -104,13 +97,23 @@ impl Home {
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
         let served = began.elapsed();
-        // The node says so too, and keeps it.
+        self.says("earning").await;
+        served
+    }
+
+    /// Waits until the node says that it is in this state.
+    async fn says(&self, stage: &str) {
+        let began = Instant::now();
         loop {
-            let status: Value = serde_json::from_str(&output_of(&["status", "--json"], &self.state)).unwrap();
-            if status["last"]["state"] == "earning" {
-                return served;
+            let state = self.state.to_str().unwrap();
+            let output = run(&["status", "--json", "--state", state]);
+            // At first there is nothing that could be asked.
+            let status: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
+            if status["state"]["stage"] == stage {
+                return;
             }
-            assert!(began.elapsed() < PATIENCE, "the node does not say that it serves: {status}");
+            assert!(began.elapsed() < PATIENCE, "the node is not {stage}: {status} {output:?}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
 
@@ -121,16 +124,9 @@ impl Home {
         let shard = self.shard().expect("it serves with a shard");
         let pressed = Instant::now();
         self.screen.xdotool(&["key", "a"]);
-        let told = loop {
-            let event = stream.next().await.expect("a stream that breaks says so");
-            assert_ne!(event, "[DONE]", "an answer that was cut must not look whole");
-            let event: Value = serde_json::from_str(&event).unwrap();
-            if let Some(error) = event.get("error") {
-                let message = error["message"].as_str().unwrap();
-                assert!(message.contains("desk gave its computer back"), "the reason, in plain words: {message}");
-                break pressed.elapsed();
-            }
-        };
+        let message = stream.error().await;
+        let told = pressed.elapsed();
+        assert!(message.contains("desk gave its computer back"), "the reason, in plain words: {message}");
         while runs(shard) {
             assert!(pressed.elapsed() < GIVEN_BACK, "the shard still runs");
             tokio::time::sleep(Duration::from_millis(2)).await;
@@ -151,7 +147,7 @@ fn output_of(arguments: &[&str], state: &Path) -> String {
 async fn an_idle_machine_serves_and_the_first_key_takes_it_back() {
     let rounds: u64 = std::env::var("COMPUTEPOOL_YIELDS").ok().map_or(2, |text| text.parse().unwrap());
     let mut home = Home::start();
-    tokio::time::sleep(Duration::from_secs(3)).await;
+    home.says("waiting").await;
     assert_eq!(home.shard(), None, "nothing is shared before the owner has been away for as long as was set");
     let mut slowest = Duration::ZERO;
     for round in 1..=rounds {
@@ -167,13 +163,13 @@ async fn an_idle_machine_serves_and_the_first_key_takes_it_back() {
     let written = Instant::now();
     let status = loop {
         let status: Value = serde_json::from_str(&output_of(&["status", "--json"], &home.state)).unwrap();
-        if status["given_back_milliseconds"]["count"] == rounds {
+        if status["given_back"]["count"] == rounds {
             break status;
         }
         assert!(written.elapsed() < Duration::from_secs(5), "each return is measured and kept: {status}");
     };
-    assert_eq!((&status["runs"], &status["last"]["state"]), (&Value::from(true), &Value::from("waiting")), "{status}");
-    let given_back = &status["given_back_milliseconds"];
+    assert_eq!((&status["runs"], &status["state"]["stage"]), (&Value::from(true), &Value::from("waiting")), "{status}");
+    let given_back = &status["given_back"];
     let p95 = given_back["p95"].as_u64().unwrap();
     assert!(u128::from(p95) < GIVEN_BACK.as_millis(), "{status}");
     println!("as the node measured it: {given_back}");

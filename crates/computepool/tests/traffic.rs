@@ -10,20 +10,15 @@ use std::{
 };
 
 use alloy_signer_local::PrivateKeySigner;
-use pool_coalition::{Roster, RosterMember, RosterRole};
+use pool_coalition::{Roster, RosterRole};
 use pool_models::Model;
-use pool_node::{NodeConfig, NodeModel};
 use pool_orchestrator::{
     Orchestrator, OrchestratorConfig, Tap,
     control::{ControlTap, ServingWishes, Stage, Timing},
 };
 use pool_types::Activation;
-use pool_wire::{
-    control::Capabilities,
-    frame::{Frame, Kind},
-};
-use serde_json::Value;
-use support::{Files, PATIENCE, ask, request};
+use pool_wire::frame::{Frame, Kind};
+use support::{Files, PATIENCE, ask, coalition, member, node_config, request};
 use tokio_util::sync::CancellationToken;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -31,10 +26,9 @@ async fn the_orchestrator_never_sees_a_hidden_state() {
     let files = Files::new();
     let gateway = PrivateKeySigner::random();
     let nodes: Vec<PrivateKeySigner> = (0..2).map(|_| PrivateKeySigner::random()).collect();
-    let member =
-        |key: &PrivateKeySigner, name: &str, role| RosterMember { address: key.address(), name: name.to_owned(), role };
-    let mut members = vec![member(&gateway, "gateway", RosterRole::Gateway)];
-    members.extend(nodes.iter().zip(["left", "right"]).map(|(key, name)| member(key, name, RosterRole::Node)));
+    let mut members = vec![member(gateway.address(), "gateway", RosterRole::Gateway)];
+    members
+        .extend(nodes.iter().zip(["left", "right"]).map(|(key, name)| member(key.address(), name, RosterRole::Node)));
     let roster = Roster::new(gateway.address(), members, 0).unwrap();
 
     let heard = Arc::new(Mutex::new(Vec::<(bool, String)>::new()));
@@ -72,25 +66,7 @@ async fn the_orchestrator_never_sees_a_hidden_state() {
     let (mut view, dataplane) = (orchestrator.view(), orchestrator.dataplane());
     let mut tasks = Vec::new();
     for wallet in nodes {
-        let config = NodeConfig {
-            orchestrator: format!("ws://{}", orchestrator.address()),
-            roster: roster.clone(),
-            name: String::new(),
-            wallet,
-            model: NodeModel::Local(files.model()),
-            shard_program: None,
-            capabilities: Capabilities {
-                device: "cpu".to_owned(),
-                memory_bytes: 1 << 30,
-                bandwidth_bytes_per_second: 10_000_000_000,
-                threads: 1,
-                uplink_bytes_per_second: None,
-            },
-            cpus: Vec::new(),
-            quantise: false,
-            loopback_only: true,
-            vote: None,
-        };
+        let config = node_config(orchestrator.address(), &roster, wallet, files.model());
         tasks.push(tokio::spawn(pool_node::run(config, shutdown.clone())));
     }
     let server = tokio::spawn(orchestrator.serve(shutdown.clone()));
@@ -104,7 +80,7 @@ async fn the_orchestrator_never_sees_a_hidden_state() {
 
     // Between the shards, the hidden state of every row crossed once: rows x width x 4 bytes, and headers.
     let rows = answer["usage"]["total_tokens"].as_u64().unwrap() - 1;
-    let coalition: Value = reqwest::get(format!("{url}/coalition")).await.unwrap().json().await.unwrap();
+    let coalition = coalition(&url).await;
     let between_shards: u64 = coalition["links"]
         .as_array()
         .unwrap()

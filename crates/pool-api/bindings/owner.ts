@@ -90,7 +90,15 @@ at: number,
 /**
  * What the person reads.
  */
-sentence: string, };
+sentence: string, 
+/**
+ * The whole decision, for diagnostics.
+ */
+decision: unknown, 
+/**
+ * The signals that caused it, for diagnostics.
+ */
+signals: unknown, };
 
 export type DownloadStage = "preparing" | "queued" | "downloading" | "waiting" | "paused" | "verifying" | "done" | "failed";
 

@@ -1,14 +1,15 @@
 //! Who may use the interface: whoever can read the owner's state folder.
 
 use std::{
-    fs::{self, OpenOptions},
-    io::{self, Write as _},
+    fs, io,
     net::SocketAddr,
     path::{Path, PathBuf},
 };
 
+use alloy_primitives::hex;
+use pool_node::identity::{IdentityError, write_private};
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
+use subtle::ConstantTimeEq as _;
 use thiserror::Error;
 
 /// Where the interface is, and the token that opens it. In a file that only its owner can read.
@@ -32,7 +33,10 @@ pub enum AccessError {
     /// No node runs here, or it has no interface.
     #[error("no node runs with the state folder {}", .0.display())]
     Nobody(PathBuf),
-    /// The file cannot be read or written.
+    /// The file cannot be written.
+    #[error(transparent)]
+    Write(#[from] IdentityError),
+    /// The file cannot be read.
     #[error("{path} cannot be used: {source}")]
     File {
         /// Which file.
@@ -45,7 +49,7 @@ pub enum AccessError {
 impl Access {
     /// A fresh token of 256 random bits for an interface at `address`.
     pub fn new(address: SocketAddr) -> Self {
-        let token = rand::random::<[u8; 32]>().iter().map(|byte| format!("{byte:02x}")).collect();
+        let token = hex::encode(rand::random::<[u8; 32]>());
         Self { address, token }
     }
 
@@ -57,16 +61,9 @@ impl Access {
     /// Writes the file for its owner alone (mode 0600), in place of one that was left over.
     pub fn write(&self, state: &Path) -> Result<(), AccessError> {
         let path = Self::path(state);
-        let wrap = |source| AccessError::File { path: path.clone(), source };
-        let text = serde_json::to_vec(self).map_err(|error| wrap(error.into()))?;
-        let new = path.with_extension("new");
-        let _ = fs::remove_file(&new);
-        let mut options = OpenOptions::new();
-        options.write(true).create_new(true);
-        #[cfg(unix)]
-        std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-        options.open(&new).and_then(|mut file| file.write_all(&text)).map_err(wrap)?;
-        fs::rename(&new, &path).map_err(wrap)
+        let text =
+            serde_json::to_vec(self).map_err(|error| AccessError::File { path: path.clone(), source: error.into() })?;
+        Ok(write_private(&path, &text)?)
     }
 
     /// Reads what a running node wrote.
@@ -90,8 +87,6 @@ impl Access {
 
     /// Whether `token` is this one. Takes the same time whatever is wrong with it.
     pub(crate) fn opens(&self, token: &str) -> bool {
-        let hash = |text: &str| -> [u8; 32] { Sha256::digest(text.as_bytes()).into() };
-        let difference = hash(&self.token).iter().zip(hash(token)).fold(0, |sum, (a, b)| sum | (a ^ b));
-        std::hint::black_box(difference) == 0
+        self.token.as_bytes().ct_eq(token.as_bytes()).into()
     }
 }

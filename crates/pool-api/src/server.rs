@@ -15,14 +15,14 @@ use axum::{
     routing::{get, post},
 };
 use pool_models::DownloadStatus;
-use pool_node::owner::{Ask, OwnerView};
+use pool_node::owner::{Ask, OwnerView, Wish};
 use pool_policy::Settings;
 use pool_store::Store;
 use serde::Deserialize;
 use thiserror::Error;
 use tokio::{
     net::TcpListener,
-    sync::{Semaphore, mpsc, watch},
+    sync::{Semaphore, mpsc, oneshot, watch},
     time::timeout,
 };
 use tokio_util::sync::CancellationToken;
@@ -39,8 +39,8 @@ const MOST_DECISIONS: u32 = 1000;
 const LISTENERS: usize = 16;
 /// A listener that does not take an event for this long is let go.
 const SLOW: Duration = Duration::from_secs(5);
-/// How long a command's effect is waited for.
-const EFFECT: Duration = Duration::from_secs(2);
+/// The node does what it is asked within this, or something is wrong with it.
+const EFFECT: Duration = Duration::from_secs(5);
 
 /// Where the interface gets what it tells.
 #[derive(Clone)]
@@ -143,7 +143,18 @@ async fn admit(State(interface): State<Arc<Interface>>, request: Request, next: 
         let message = "The token of the interface is missing or wrong.";
         return failure(StatusCode::UNAUTHORIZED, ErrorCode::Token, message, "Read it from the state folder again.");
     }
-    next.run(request).await
+    in_our_form(next.run(request).await)
+}
+
+/// What axum itself refuses (a method, a query, a body that is too long) in the form of every other error.
+fn in_our_form(response: Response) -> Response {
+    let status = response.status();
+    let is_json = response.headers().get(header::CONTENT_TYPE).is_some_and(|kind| kind == "application/json");
+    if is_json || !(status.is_client_error() || status.is_server_error()) {
+        return response;
+    }
+    let message = format!("This request cannot be answered: {}.", status.canonical_reason().unwrap_or("it is refused"));
+    failure(status, ErrorCode::Other, &message, "Correct it; nothing was changed.")
 }
 
 fn names_loopback(headers: &HeaderMap) -> bool {
@@ -172,6 +183,7 @@ fn some_decisions() -> u32 {
     50
 }
 
+/// The decisions, with what caused each: for `computepool log --json` and the diagnostics.
 async fn decisions(State(interface): State<Arc<Interface>>, Query(Last { last }): Query<Last>) -> Response {
     match interface.sources.store.decisions(last.min(MOST_DECISIONS)).await {
         Ok(past) => Json(past.into_iter().map(PastDecision::from).collect::<Vec<_>>()).into_response(),
@@ -201,14 +213,12 @@ async fn set(State(interface): State<Arc<Interface>>, body: Bytes) -> Response {
             return failure(StatusCode::BAD_REQUEST, ErrorCode::Settings, &message, "Correct it; nothing was changed.");
         }
     };
-    let wanted = settings.clone();
-    let taken = |view: &OwnerView| view.settings == wanted;
-    ask(&interface, Ask::Settings(Box::new(settings)), taken).await
+    ask(&interface, Wish::Settings(Box::new(settings))).await
 }
 
 async fn command(State(interface): State<Arc<Interface>>, body: Bytes) -> Response {
     match serde_json::from_slice::<OwnerCommand>(&body) {
-        Ok(command) => ask(&interface, Ask::Command(command.into()), |_| true).await,
+        Ok(command) => ask(&interface, Wish::Command(command.into())).await,
         Err(error) => {
             let message = format!("This is no command: {error}.");
             failure(StatusCode::BAD_REQUEST, ErrorCode::Other, &message, "Nothing was changed.")
@@ -217,24 +227,23 @@ async fn command(State(interface): State<Arc<Interface>>, body: Bytes) -> Respon
 }
 
 /// Asks the node, and answers with what it does then.
-async fn ask(interface: &Interface, ask: Ask, taken: impl Fn(&OwnerView) -> bool) -> Response {
-    let mut view = interface.sources.view.clone();
-    view.mark_unchanged();
-    if interface.sources.asks.try_send(ask).is_err() {
+async fn ask(interface: &Interface, wish: Wish) -> Response {
+    let (answer, answered) = oneshot::channel();
+    if interface.sources.asks.try_send(Ask { wish, answer }).is_err() {
         let message = "The node does not take commands now.";
         return failure(StatusCode::SERVICE_UNAVAILABLE, ErrorCode::Other, message, "Try again in a moment.");
     }
-    // What is shown may not change at all: pausing twice is no error.
-    let _ = timeout(EFFECT, async {
-        while view.changed().await.is_ok() {
-            if view.borrow_and_update().as_ref().is_some_and(&taken) {
-                return;
-            }
+    match timeout(EFFECT, answered).await {
+        Ok(Ok(view)) => Json(OwnerState::from(&view)).into_response(),
+        Ok(Err(_)) => {
+            let message = "The node ended before it could obey.";
+            failure(StatusCode::SERVICE_UNAVAILABLE, ErrorCode::Other, message, "Start it again.")
         }
-    })
-    .await;
-    let state = view.borrow().as_ref().map(OwnerState::from);
-    state.map_or_else(starting, |state| Json(state).into_response())
+        Err(_) => {
+            let message = "The node has not obeyed in time; it may still.";
+            failure(StatusCode::GATEWAY_TIMEOUT, ErrorCode::Other, message, "Look at its state.")
+        }
+    }
 }
 
 async fn events(State(interface): State<Arc<Interface>>, upgrade: WebSocketUpgrade) -> Response {

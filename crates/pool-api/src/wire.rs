@@ -141,11 +141,18 @@ pub struct PastDecision {
     pub at: u64,
     /// What the person reads.
     pub sentence: String,
+    /// The whole decision, for diagnostics.
+    #[ts(type = "unknown")]
+    pub decision: serde_json::Value,
+    /// The signals that caused it, for diagnostics.
+    #[ts(type = "unknown")]
+    pub signals: serde_json::Value,
 }
 
 impl From<DecisionRecord> for PastDecision {
     fn from(record: DecisionRecord) -> Self {
-        Self { at: record.at, sentence: record.sentence }
+        let DecisionRecord { at, state: _, sentence, decision, signals } = record;
+        Self { at, sentence, decision, signals }
     }
 }
 

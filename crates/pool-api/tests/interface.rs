@@ -10,7 +10,7 @@ use pool_api::{
 };
 use pool_node::{
     Activity,
-    owner::{Ask, OwnerView},
+    owner::{Ask, OwnerView, Wish},
 };
 use pool_policy::{Command, Memory, Moment, Seconds, Settings, Signals, Term, decide};
 use pool_store::{DecisionRecord, Store, YieldTimes};
@@ -66,15 +66,18 @@ impl Interface {
             let mut second = 0;
             while let Some(ask) = asked.recv().await {
                 let now = Moment { wall: Timestamp::UNIX_EPOCH, steady: Duration::from_secs(second) };
-                match ask {
-                    Ask::Command(command) => {
+                let Ask { wish, answer } = ask;
+                match wish {
+                    Wish::Command(command) => {
                         memory = memory.obey(command, &settings, now, &TimeZone::UTC);
                         note.send_modify(|noted| noted.push(command));
                     }
-                    Ask::Settings(wanted) => settings = *wanted,
+                    Wish::Settings(wanted) => settings = *wanted,
                 }
                 second += 1;
-                show.send_replace(Some(view_of(&settings, &mut memory, second)));
+                let view = view_of(&settings, &mut memory, second);
+                show.send_replace(Some(view.clone()));
+                let _ = answer.send(view);
             }
         });
         let server = Server::bind(SocketAddr::from(([127, 0, 0, 1], 0))).await.unwrap();
@@ -191,6 +194,11 @@ async fn nobody_without_the_token_and_no_page_of_a_browser_gets_in() {
     let request = interface.client.put(format!("http://{}/v1/owner/settings", interface.access.address));
     let answer = request.bearer_auth(&interface.access.token).body(huge).send().await.unwrap();
     assert_eq!(answer.status(), StatusCode::PAYLOAD_TOO_LARGE);
+    assert_eq!(answer.json::<ErrorAnswer>().await.unwrap().code, ErrorCode::Other, "every error has one form");
+    for (method, path) in [(Method::DELETE, "state"), (Method::GET, "decisions?last=many"), (Method::GET, "events")] {
+        let (status, error) = interface.ask(method, &format!("/v1/owner/{path}"), None).await;
+        assert!(status.is_client_error() && error["code"] == "other", "{path}: {status} {error}");
+    }
 
     let open = Server::bind(SocketAddr::from(([0, 0, 0, 0], 0))).await;
     assert!(matches!(open, Err(ServerError::NotLoopback(_))), "it never listens where others reach it");

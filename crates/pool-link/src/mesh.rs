@@ -57,8 +57,8 @@ pub enum MeshEvent {
     },
 }
 
-/// Frames on their way to the owner. Counts against its link's share of the inbox until it is dropped, or the last of
-/// its frames was taken out.
+/// Frames on their way to the owner. Counts against its link's share of the inbox until it, or the iterator over it,
+/// is dropped.
 #[derive(Debug)]
 pub struct Parcel {
     frames: Vec<Frame>,
@@ -345,7 +345,9 @@ async fn read<E: From<(Epoch, MeshEvent)> + Send + 'static>(link: &WebRtcLink, o
         }
         if !frames.is_empty() {
             let bytes = frames.iter().map(Frame::encoded_len).sum::<usize>().min(UNREAD);
-            let Ok(held) = unread.clone().acquire_many_owned(bytes as u32).await else { continue };
+            let Ok(held) = unread.clone().acquire_many_owned(bytes as u32).await else {
+                return Failure::new(ReasonCode::PeerLost, format!("the inbox of the link with {peer} is closed"));
+            };
             outlet.tell(MeshEvent::Frames { from: peer, frames: Parcel { frames, held } }).await;
         }
     }

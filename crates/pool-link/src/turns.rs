@@ -93,6 +93,8 @@ mod tests {
         if before.runtime != 0 {
             assert_eq!(links.runtime, SHORT_TURN.as_nanos() as u64);
             assert!(engine > links.runtime, "the engine computes in ordinary turns: {engine} ns");
+        } else {
+            eprintln!("this kernel has no turns of a thread's own: not checked");
         }
     }
 }

@@ -280,6 +280,11 @@ impl Cache {
         self.change_use(hash, |now| now.assigned.retain(|other| *other != wanted))
     }
 
+    /// Takes every assigned part of a model back but this one.
+    pub fn unassign_others(&self, hash: B256, wanted: Wanted) -> Result<(), CacheError> {
+        self.change_use(hash, |now| now.assigned.retain(|other| *other == wanted))
+    }
+
     /// Keeps everything of a model, or lets it go.
     pub fn pin(&self, hash: B256, pinned: bool) -> Result<(), CacheError> {
         self.change_use(hash, |now| now.pinned = pinned)

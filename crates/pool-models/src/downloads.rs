@@ -251,6 +251,14 @@ impl Downloads {
         Ok(taken_back.map_err(|_| DownloadError::Broken)??)
     }
 
+    /// Takes every part of a model back from this machine's assignments but this one, whoever assigned it: an earlier
+    /// process may have been given others. Their bytes stay until the space is needed.
+    pub async fn unassign_others(&self, manifest: B256, wanted: Wanted) -> Result<(), DownloadError> {
+        let cache = self.cache.clone();
+        let taken_back = spawn_blocking(move || cache.unassign_others(manifest, wanted)).await;
+        Ok(taken_back.map_err(|_| DownloadError::Broken)??)
+    }
+
     /// Changes which download goes first.
     pub async fn set_priority(&self, id: DownloadId, priority: i32) -> Result<(), DownloadError> {
         self.ask(|reply| Command::Priority { id, priority, reply }).await?

@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     path::PathBuf,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use alloy_primitives::Address;
@@ -53,11 +53,20 @@ impl ModelFetch {
         &self.downloads
     }
 
-    /// Begins to fetch these layers, or goes on with it.
+    /// Begins to fetch these layers, or goes on with it. Others of this model are no longer this machine's: what is here
+    /// of them stays until the space is needed.
     pub(crate) async fn begin(&self, layers: LayerRange) -> Result<Fetching, DownloadError> {
         let key = (layers.start(), layers.end());
-        let begun = self.begun.lock().unwrap_or_else(PoisonError::into_inner).get(&key).copied();
-        let known = begun.filter(|id| self.downloads.watch().borrow().iter().any(|status| status.id == *id));
+        let others: Vec<DownloadId> = self.begun().extract_if(.., |other, _| *other != key).map(|(_, id)| id).collect();
+        for id in others {
+            match self.downloads.cancel(id).await {
+                Ok(()) | Err(DownloadError::Unknown) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        let known = self.begun().get(&key).copied();
+        let known = known.filter(|id| self.downloads.watch().borrow().iter().any(|status| status.id == *id));
+        let wanted = Wanted::shard(layers, &self.manifest.config);
         let id = match known {
             // One that failed tries all its hosts again.
             Some(id) => {
@@ -65,22 +74,25 @@ impl ModelFetch {
                 id
             }
             None => {
-                let id = self
-                    .downloads
-                    .add(Download {
-                        manifest: self.manifest.clone(),
-                        signature: self.signature.clone(),
-                        owner: self.owner,
-                        wanted: Wanted::shard(layers, &self.manifest.config),
-                        mirrors: self.mirrors.clone(),
-                        priority: 0,
-                    })
-                    .await?;
-                self.begun.lock().unwrap_or_else(PoisonError::into_inner).insert(key, id);
+                let download = Download {
+                    manifest: self.manifest.clone(),
+                    signature: self.signature.clone(),
+                    owner: self.owner,
+                    wanted,
+                    mirrors: self.mirrors.clone(),
+                    priority: 0,
+                };
+                let id = self.downloads.add(download).await?;
+                self.begun().insert(key, id);
                 id
             }
         };
+        self.downloads.unassign_others(self.manifest.hash(), wanted).await?;
         Ok(Fetching { id, list: self.downloads.watch(), seen: false })
+    }
+
+    fn begun(&self) -> MutexGuard<'_, BTreeMap<(u32, u32), DownloadId>> {
+        self.begun.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

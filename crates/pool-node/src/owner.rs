@@ -14,12 +14,13 @@ use std::{
 
 use jiff::{Timestamp, tz::TimeZone};
 use pool_coalition::stand_down::Manner;
+use pool_models::Budget;
 use pool_policy::{Action, Command, Decision, Downloads, Memory, Moment, Percent, Problem, Settings, Signals, decide};
 use pool_sense::Presence;
 use pool_store::{DecisionRecord, Store, StoreError, YieldTimes};
 use pool_types::Reading;
 use thiserror::Error;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
@@ -52,8 +53,6 @@ pub struct OwnerConfig {
     pub model_name: String,
     /// What is known of the owner and the machine.
     pub presence: Arc<dyn Presence>,
-    /// Told the processes that are ours, so that their work is not taken for others'.
-    pub own_processes: Box<dyn Fn(Vec<u32>) + Send + Sync>,
     /// What the owner has set.
     pub settings: Settings,
     /// The owner's time of day.
@@ -63,8 +62,17 @@ pub struct OwnerConfig {
 }
 
 /// What the owner asks of a running node.
+#[derive(Debug)]
+pub struct Ask {
+    /// What for.
+    pub wish: Wish,
+    /// Hears what the node does then.
+    pub answer: oneshot::Sender<OwnerView>,
+}
+
+/// What an owner may want.
 #[derive(Clone, Debug)]
-pub enum Ask {
+pub enum Wish {
     /// To pause, to go on, to share now.
     Command(Command),
     /// To share by other settings from now on.
@@ -113,32 +121,43 @@ pub async fn run(
     view: watch::Sender<Option<OwnerView>>,
     shutdown: CancellationToken,
 ) -> Result<(), OwnerError> {
-    let mut input = config.presence.input();
     let mut keeper = Keeper::new(config, view).await?;
-    let mut look = tokio::time::interval(LOOK);
-    look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let mut input_works = true;
-    let mut somebody_asks = true;
-    loop {
-        keeper.decide_and_act(&input).await?;
-        tokio::select! {
-            biased;
-            () = shutdown.cancelled() => break,
-            // The first touch: nothing is waited for.
-            changed = input.changed(), if input_works => input_works = changed.is_ok(),
-            news = shift::news(&mut keeper.running) => match news {
-                News::Changed => {}
-                News::Finished(finished) => keeper.finish(finished).await?,
-            },
-            ask = asked.recv(), if somebody_asks => match ask {
-                Some(Ask::Command(command)) => keeper.obey(command).await?,
-                Some(Ask::Settings(settings)) => keeper.set(*settings).await?,
-                None => somebody_asks = false,
-            },
-            _ = look.tick() => {}
+    // Whatever went wrong with the books, the machine is the owner's again.
+    let kept = keeper.keep_watch(&mut asked, &shutdown).await;
+    let ended = keeper.end().await;
+    kept.and(ended)
+}
+
+impl Keeper {
+    async fn keep_watch(
+        &mut self,
+        asked: &mut mpsc::Receiver<Ask>,
+        shutdown: &CancellationToken,
+    ) -> Result<(), OwnerError> {
+        let mut input = self.config.presence.input();
+        let mut look = tokio::time::interval(LOOK);
+        look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut input_works = true;
+        let mut somebody_asks = true;
+        loop {
+            self.decide_and_act(&input).await?;
+            tokio::select! {
+                biased;
+                () = shutdown.cancelled() => return Ok(()),
+                // The first touch: nothing is waited for.
+                changed = input.changed(), if input_works => input_works = changed.is_ok(),
+                news = shift::news(&mut self.running) => match news {
+                    News::Changed => {}
+                    News::Finished(finished) => self.finish(finished).await?,
+                },
+                ask = asked.recv(), if somebody_asks => match ask {
+                    Some(ask) => self.obey(ask).await?,
+                    None => somebody_asks = false,
+                },
+                _ = look.tick() => {}
+            }
         }
     }
-    keeper.end().await
 }
 
 struct Keeper {
@@ -153,6 +172,8 @@ struct Keeper {
     problems: Backoff,
     yields: YieldTimes,
     tidied: Option<Instant>,
+    /// Those who asked for something and wait for what the node does then.
+    waiting: Vec<oneshot::Sender<OwnerView>>,
 }
 
 impl Keeper {
@@ -163,8 +184,7 @@ impl Keeper {
             read.inspect_err(|error| warn!(%error, "what was remembered cannot be read; a pause may be forgotten")).ok()
         });
         let yields = config.store.yield_times().await?;
-        keep_settings(&config).await?;
-        Ok(Self {
+        let keeper = Self {
             config,
             view,
             began: Instant::now(),
@@ -175,7 +195,10 @@ impl Keeper {
             problems: Backoff::new(&PROBLEMS),
             yields,
             tidied: None,
-        })
+            waiting: Vec::new(),
+        };
+        keeper.set_in_force().await?;
+        Ok(keeper)
     }
 
     fn moment(&self) -> Moment {
@@ -199,7 +222,8 @@ impl Keeper {
         // First the owner's machine, then the books.
         self.act(&decision, now, input);
         self.steer_downloads(&decision).await;
-        self.config.own_processes.as_ref()(self.running.iter().filter_map(|running| running.shift.process()).collect());
+        let ours = self.running.iter().filter_map(|running| running.shift.process());
+        self.config.presence.set_own_processes(ours.collect());
         if self.last.as_ref().is_none_or(|last| decision.is_transition_from(last)) {
             self.keep(&decision, now, &signals).await?;
         }
@@ -273,16 +297,37 @@ impl Keeper {
         Ok(())
     }
 
-    async fn obey(&mut self, command: Command) -> Result<(), OwnerError> {
-        info!(?command, "the owner asks");
-        self.memory = self.memory.obey(command, &self.config.settings, self.moment(), &self.config.zone);
-        self.remember().await
+    async fn obey(&mut self, ask: Ask) -> Result<(), OwnerError> {
+        self.waiting.push(ask.answer);
+        match ask.wish {
+            Wish::Command(command) => {
+                info!(?command, "the owner asks");
+                self.memory = self.memory.obey(command, &self.config.settings, self.moment(), &self.config.zone);
+                self.remember().await
+            }
+            Wish::Settings(settings) => {
+                info!("the owner has changed the settings");
+                self.config.settings = *settings;
+                self.set_in_force().await
+            }
+        }
     }
 
-    async fn set(&mut self, settings: Settings) -> Result<(), OwnerError> {
-        info!("the owner has changed the settings");
-        self.config.settings = settings;
-        keep_settings(&self.config).await
+    /// Keeps the settings, and tells those who go by a part of them.
+    async fn set_in_force(&self) -> Result<(), OwnerError> {
+        let Settings { wait_for_programs, disk_budget, disk_reserve, .. } = &self.config.settings;
+        self.config.presence.set_programs(wait_for_programs.clone());
+        if let NodeModel::Fetched(fetch) = &self.config.node.model {
+            let budget = Budget { most: Some(*disk_budget), keep_free: *disk_reserve };
+            if let Err(error) = fetch.downloads().set_budget(budget).await {
+                warn!(%error, "the downloads do not obey");
+            }
+        }
+        match serde_json::to_string(&self.config.settings) {
+            Ok(text) => self.config.store.set_setting(SETTINGS, &text).await?,
+            Err(error) => error!(%error, "the settings cannot be written"),
+        }
+        Ok(())
     }
 
     async fn keep(&mut self, decision: &Decision, now: Moment, signals: &Signals) -> Result<(), OwnerError> {
@@ -315,7 +360,7 @@ impl Keeper {
         Ok(())
     }
 
-    fn show(&self, decision: &Decision, now: Moment, activity: Activity) {
+    fn show(&mut self, decision: &Decision, now: Moment, activity: Activity) {
         let sentence = decision.sentence(now, &self.config.zone);
         let view = OwnerView {
             decision: decision.clone(),
@@ -325,6 +370,10 @@ impl Keeper {
             activity,
             yields: self.yields,
         };
+        for waiting in self.waiting.drain(..) {
+            // Who has stopped waiting misses nothing.
+            let _ = waiting.send(view.clone());
+        }
         self.view.send_if_modified(|shown| {
             let changed = shown.as_ref() != Some(&view);
             if changed {
@@ -343,14 +392,6 @@ impl Keeper {
         }
         self.remember().await
     }
-}
-
-async fn keep_settings(config: &OwnerConfig) -> Result<(), OwnerError> {
-    match serde_json::to_string(&config.settings) {
-        Ok(text) => config.store.set_setting(SETTINGS, &text).await?,
-        Err(error) => error!(%error, "the settings cannot be written"),
-    }
-    Ok(())
 }
 
 fn unix_milliseconds() -> u64 {

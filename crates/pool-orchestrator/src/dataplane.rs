@@ -5,6 +5,7 @@
 //! KV budget; what does not fit waits in a bounded queue.
 
 mod drain;
+mod retry;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -23,15 +24,13 @@ use pool_wire::frame::{Frame, Kind};
 use pool_wire::{Prompt, Token};
 use tokio::sync::{mpsc, oneshot};
 
+use self::retry::RETRIES;
 use crate::completion::{CancelGuard, Completion, Completions, ServedModel, StartError};
 
 /// How long the gateway's link key is delegated for.
 const DELEGATION_SECONDS: u64 = 12 * 3600;
 /// A request from which nothing is heard for this long is given up (shards give up sooner).
 const SILENT: Duration = Duration::from_secs(150);
-/// How often a request is offered again that found its place in the cache not yet freed.
-const RETRIES: u32 = 8;
-const RETRY_AFTER: Duration = Duration::from_millis(15);
 
 /// Sees every frame that crosses the gateway's links: (peer, true when sent, frame).
 pub type Tap = Arc<dyn Fn(Address, bool, &Frame) + Send + Sync>;
@@ -126,6 +125,8 @@ struct Term {
     joined: bool,
     /// Nothing new begins: a member leaves when what runs has ended.
     draining: bool,
+    /// Requests that are offered again in a moment: they run, but are not among the live.
+    retrying: usize,
     live: HashMap<RequestId, Live>,
     reserved: u64,
     waiting: VecDeque<Waiter>,
@@ -184,7 +185,14 @@ impl Term {
         ends
     }
 
+    /// A request has ended.
     fn remove(&mut self, id: RequestId, plane: &DataPlane) -> Option<Live> {
+        let live = self.take(id, plane);
+        self.settle(plane);
+        live
+    }
+
+    fn take(&mut self, id: RequestId, plane: &DataPlane) -> Option<Live> {
         let live = self.live.remove(&id)?;
         self.give_back(u64::from(live.prompt.capacity()), plane);
         Some(live)
@@ -267,6 +275,7 @@ impl DataPlane {
                 mesh: None,
                 joined: false,
                 draining: false,
+                retrying: 0,
                 live: HashMap::new(),
                 reserved: 0,
                 waiting: VecDeque::new(),
@@ -406,37 +415,22 @@ impl DataPlane {
             }
             Kind::Fail => {
                 let failure = frame.failure();
-                let Some(live) = term.remove(frame.request, self) else { return Ok(()) };
+                let Some(live) = term.take(frame.request, self) else { return Ok(()) };
                 if failure.code == ReasonCode::KvFull && live.last_step.is_none() && live.retries < RETRIES {
                     // Admission counts a request as gone when its last token arrives here; a shard may hear
                     // of that a moment later. The release makes sure that nothing of this try stays behind.
                     release(term, frame.request);
+                    term.retrying += 1;
                     tokio::spawn(self.clone().offer_again(epoch, live));
                     return Ok(());
                 }
+                term.settle(self);
                 counters.failed += 1;
                 let _ = live.tokens.try_send(Err(failure));
                 release(term, frame.request);
                 Ok(())
             }
             kind => breach(format!("sent a {kind:?} frame to the gateway")),
-        }
-    }
-
-    async fn offer_again(self, epoch: Epoch, live: Live) {
-        tokio::time::sleep(RETRY_AFTER * (live.retries + 1)).await;
-        let mut state = self.state();
-        let tokens = live.tokens.clone();
-        let offered = match state.term.as_mut().filter(|term| term.assignment.epoch == epoch) {
-            Some(term) if !tokens.is_closed() => {
-                term.reserved += u64::from(live.prompt.capacity());
-                self.launch(term, Live { retries: live.retries + 1, heard: Instant::now(), ..live })
-            }
-            _ => Err(Failure::new(ReasonCode::PeerLost, "the coalition changed before the request began")),
-        };
-        if let Err(failure) = offered {
-            state.counters.failed += 1;
-            let _ = tokens.try_send(Err(failure));
         }
     }
 

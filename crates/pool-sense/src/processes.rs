@@ -36,7 +36,7 @@ impl Told {
         *self.own.lock().unwrap_or_else(PoisonError::into_inner) = own;
     }
 
-    fn programs(&self) -> Vec<String> {
+    pub(crate) fn programs(&self) -> Vec<String> {
         self.programs.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 

@@ -70,7 +70,7 @@ impl Snapshot {
     }
 }
 
-/// What a node wants to know of its owner's presence and its machine's state. Neither call blocks.
+/// What a node wants to know of its owner's presence and its machine's state. No call blocks.
 pub trait Presence: Send + Sync {
     /// What is known now. Cheap: it copies what was read in the background.
     fn snapshot(&self) -> Snapshot;
@@ -78,6 +78,13 @@ pub trait Presence: Send + Sync {
     /// When the last input was, told anew within 250 ms of the first input after a pause; unavailable while no source
     /// of input works. A source that has just begun to serve tells the latest moment at which an input may have been.
     fn input(&self) -> watch::Receiver<Reading<Instant>>;
+
+    /// The owner's list of programs during which they want to be left alone: names of executables, in any case on
+    /// Windows. Counts from the next reading on.
+    fn set_programs(&self, programs: Vec<String>);
+
+    /// The processes that are ours besides this one (the shard), so that their load is not taken for others'.
+    fn set_own_processes(&self, pids: Vec<u32>);
 }
 
 /// Why the senses could not be started.
@@ -151,17 +158,6 @@ impl Senses {
         Ok(Self { told, cells, news, lanes: lanes? })
     }
 
-    /// The owner's list of programs during which they want to be left alone: names of executables, in any case on
-    /// Windows. Counts from the next reading on.
-    pub fn set_programs(&self, programs: Vec<String>) {
-        self.told.set_programs(programs);
-    }
-
-    /// The processes that are ours besides this one (the shard), so that their load is not taken for others'.
-    pub fn set_own_processes(&self, pids: Vec<u32>) {
-        self.told.set_own(pids);
-    }
-
     /// Waits until every sensor was read once, or for `at_most`; says whether they were. For programs that look once.
     pub fn wait_for_first_readings(&self, at_most: Duration) -> bool {
         let until = Instant::now() + at_most;
@@ -200,6 +196,14 @@ impl Presence for Senses {
     fn input(&self) -> watch::Receiver<Reading<Instant>> {
         self.news.clone()
     }
+
+    fn set_programs(&self, programs: Vec<String>) {
+        self.told.set_programs(programs);
+    }
+
+    fn set_own_processes(&self, pids: Vec<u32>) {
+        self.told.set_own(pids);
+    }
 }
 
 impl Drop for Senses {
@@ -218,18 +222,24 @@ fn cell<T: Clone>(every: Duration) -> Arc<Cell<T>> {
 pub struct FixedPresence {
     snapshot: Mutex<Snapshot>,
     news: watch::Sender<Reading<Instant>>,
+    told: Told,
 }
 
 impl FixedPresence {
     /// Tells `snapshot` until another is set.
     pub fn new(snapshot: Snapshot) -> Self {
         let (news, _) = watch::channel(Reading::unavailable("no input was told"));
-        Self { snapshot: Mutex::new(snapshot), news }
+        Self { snapshot: Mutex::new(snapshot), news, told: Told::default() }
     }
 
     /// Tells `snapshot` from now on.
     pub fn set(&self, snapshot: Snapshot) {
         *self.snapshot.lock().unwrap_or_else(PoisonError::into_inner) = snapshot;
+    }
+
+    /// The programs that are looked for.
+    pub fn programs(&self) -> Vec<String> {
+        self.told.programs()
     }
 
     /// Somebody touches the keyboard at `at`.
@@ -245,5 +255,13 @@ impl Presence for FixedPresence {
 
     fn input(&self) -> watch::Receiver<Reading<Instant>> {
         self.news.subscribe()
+    }
+
+    fn set_programs(&self, programs: Vec<String>) {
+        self.told.set_programs(programs);
+    }
+
+    fn set_own_processes(&self, pids: Vec<u32>) {
+        self.told.set_own(pids);
     }
 }

@@ -13,7 +13,7 @@ use pool_link::mesh::{Mesh, MeshEvent};
 use pool_types::{Epoch, Failure, ReasonCode, RequestId};
 use pool_wire::control::{Assignment, FromShard, ShardStats, Signal};
 use pool_wire::frame::{Frame, Kind};
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, time::timeout_at};
 
 use crate::process;
 use crate::schedule::{Effect, Outcome, Peer, Place, Scheduler, Work, WorkInput};
@@ -53,8 +53,6 @@ impl From<(Epoch, MeshEvent)> for Event {
 
 /// How long to rest after a step, at most; a node that wants the machine back ends the process anyway.
 const LONGEST_REST: Duration = Duration::from_secs(2);
-/// Messages are looked at this often while resting.
-const REST: Duration = Duration::from_millis(5);
 
 /// How long to rest after working for so long, to work `percent` of the time.
 fn rest_after(worked: Duration, percent: u8) -> Duration {
@@ -90,22 +88,27 @@ pub fn run(
             Some(term) if !term.lost => match inbox.try_recv() {
                 Ok(event) => Some(event),
                 Err(mpsc::error::TryRecvError::Disconnected) => break,
-                Err(mpsc::error::TryRecvError::Empty) => {
-                    if let Some(left) = rests_until.and_then(|until| until.checked_duration_since(Instant::now())) {
-                        std::thread::sleep(left.min(REST));
-                        continue;
+                Err(mpsc::error::TryRecvError::Empty) => match rests_until {
+                    Some(until) => match runtime.block_on(timeout_at(until.into(), inbox.recv())) {
+                        Ok(event) => event,
+                        Err(_) => {
+                            rests_until = None;
+                            continue;
+                        }
+                    },
+                    None => {
+                        let batch = term.scheduler.next_batch();
+                        if batch.is_empty() {
+                            inbox.blocking_recv()
+                        } else {
+                            let began = Instant::now();
+                            term.work(&mut engine, batch, &node);
+                            let rest = rest_after(began.elapsed(), duty);
+                            rests_until = (!rest.is_zero()).then(|| Instant::now() + rest);
+                            continue;
+                        }
                     }
-                    let batch = term.scheduler.next_batch();
-                    if batch.is_empty() {
-                        inbox.blocking_recv()
-                    } else {
-                        let began = Instant::now();
-                        term.work(&mut engine, batch, &node);
-                        let rest = rest_after(began.elapsed(), duty);
-                        rests_until = (!rest.is_zero()).then(|| Instant::now() + rest);
-                        continue;
-                    }
-                }
+                },
             },
             _ => inbox.blocking_recv(),
         };

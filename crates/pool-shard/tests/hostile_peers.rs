@@ -119,31 +119,30 @@ async fn a_peer_that_floods_past_its_credits_costs_its_own_request_and_no_memory
 }
 
 /// What ends a coalition: its bytes, and what the failure says.
-fn garbage() -> Vec<(&'static str, Bytes)> {
+fn garbage() -> Vec<(&'static str, Vec<Bytes>)> {
     let epoch = Epoch(1);
     let good = frame::message(&[Frame::new(Kind::Open, epoch, RequestId(9))]);
     let mut changed = good.to_vec();
     changed[20] ^= 1;
     let mut longer = good.to_vec();
     longer.extend_from_slice(b"more");
-    // A body announced longer than any may be: 255 whole pieces and one.
-    let endless = Frame {
-        chunks: 256,
+    let piece = Frame {
+        chunks: 3,
         payload: vec![0; frame::MAX_PAYLOAD].into(),
         ..Frame::new(Kind::Hidden, epoch, RequestId(9))
     };
-    let skipped = [
-        Frame { chunks: 3, ..endless.clone() },
-        Frame { chunks: 3, chunk: 2, payload: Bytes::new(), ..endless.clone() },
-    ];
+    let third = Frame { chunk: 2, payload: Bytes::new(), ..piece.clone() };
+    // 300 pieces of 60 KiB: longer than any body may be.
+    let endless = Frame { chunks: 300, ..piece.clone() };
+    let message = |frame: &Frame| frame::message(std::slice::from_ref(frame));
     vec![
-        ("noise", Bytes::from(vec![0xA5; 60_000])),
-        ("the longest message there is", Bytes::from(vec![0; pool_link::MAX_MESSAGE])),
-        ("a frame with a bit changed", changed.into()),
-        ("a frame with something behind it", longer.into()),
-        ("pieces of which one is missing", frame::message(&skipped[..1])),
-        ("the piece after the missing one", frame::message(&skipped[1..])),
-        ("a frame cut short", good.slice(..30)),
+        ("noise", vec![Bytes::from(vec![0xA5; 60_000])]),
+        ("the longest message there is", vec![Bytes::from(vec![0; pool_link::MAX_MESSAGE])]),
+        ("a frame with a bit changed", vec![changed.into()]),
+        ("a frame with something behind it", vec![longer.into()]),
+        ("pieces of which one is missing", vec![message(&piece), message(&third)]),
+        ("a body announced longer than any may be", vec![message(&endless)]),
+        ("a frame cut short", vec![good.slice(..30)]),
     ]
 }
 
@@ -152,16 +151,10 @@ async fn garbage_ends_the_senders_coalition_with_a_sentence_and_the_next_one_is_
     let mut coalition = Coalition::new().await;
     let expected = alone(&coalition.model, &prompt(), ANSWER);
     let mut epoch = Epoch(1);
-    let mut pending: Option<Bytes> = None;
-    for (what, message) in garbage() {
-        // Two of them belong together.
-        if what == "pieces of which one is missing" {
-            pending = Some(message);
-            continue;
-        }
+    for (what, messages) in garbage() {
         let (gateway, entry) = coalition.up(epoch).await;
         gateway.prompt(HONEST, &prompt(), ANSWER as u32).await;
-        for message in pending.take().into_iter().chain([message]) {
+        for message in messages {
             entry.link.send(Lane::Act, message).await.unwrap();
         }
         let sent = Instant::now();

@@ -102,7 +102,7 @@ impl Store {
         Ok(gone.rows_affected())
     }
 
-    /// Keeps how long giving the machine back took.
+    /// Keeps how long giving the machine back took, and the [`Store::YIELDS_LOOKED_AT`] newest of them.
     pub async fn gave_back(&self, record: &YieldRecord) -> Result<(), StoreError> {
         sqlx::query("INSERT INTO yields (at, reason, noticed, process_gone, memory_back) VALUES ($1, $2, $3, $4, $5)")
             .bind(record.at as i64)
@@ -110,6 +110,10 @@ impl Store {
             .bind(record.noticed as i64)
             .bind(record.process_gone as i64)
             .bind(record.memory_back.map(|back| back as i64))
+            .execute(&self.pool)
+            .await?;
+        sqlx::query("DELETE FROM yields WHERE id <= (SELECT MAX(id) FROM yields) - $1")
+            .bind(Self::YIELDS_LOOKED_AT)
             .execute(&self.pool)
             .await?;
         Ok(())

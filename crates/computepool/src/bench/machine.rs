@@ -98,7 +98,7 @@ pub(crate) fn load() -> Option<f64> {
     fs::read_to_string("/proc/loadavg").ok()?.split_ascii_whitespace().next()?.parse().ok()
 }
 
-/// Now, like `2026-11-22 16:40 UTC`.
+/// Now, like `2026-11-22 16:40:00 UTC`.
 pub(crate) fn date() -> String {
     let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
     crate::when::utc(seconds)

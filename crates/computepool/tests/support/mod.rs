@@ -7,6 +7,7 @@ use std::{
     collections::BTreeMap,
     fs,
     io::{BufRead, BufReader, Read},
+    net::SocketAddr,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Output, Stdio},
     sync::mpsc,
@@ -15,7 +16,11 @@ use std::{
 };
 
 use alloy_primitives::Address;
+use alloy_signer_local::PrivateKeySigner;
 use nix::{sys::signal, unistd::Pid};
+use pool_coalition::{Roster, RosterMember, RosterRole};
+use pool_node::{NodeConfig, NodeModel};
+use pool_wire::control::Capabilities;
 use serde_json::{Value, json};
 
 /// How long anything may take on a busy machine.
@@ -46,8 +51,95 @@ pub fn address_of(command: Command) -> Address {
     text.trim().parse().unwrap_or_else(|_| panic!("no address: {text} {}", String::from_utf8_lossy(&output.stderr)))
 }
 
+/// A member of a roster.
+pub fn member(address: Address, name: &str, role: RosterRole) -> RosterMember {
+    RosterMember { address, name: name.to_owned(), role }
+}
+
+/// A node of this process, with a plain machine of its own.
+pub fn node_config(at: SocketAddr, roster: &Roster, wallet: PrivateKeySigner, model: PathBuf) -> NodeConfig {
+    NodeConfig {
+        orchestrator: format!("ws://{at}"),
+        roster: roster.clone(),
+        name: String::new(),
+        wallet,
+        model: NodeModel::Local(model),
+        shard_program: Some(Path::new(env!("CARGO_BIN_EXE_computepool")).with_file_name("pool-shard")),
+        capabilities: Capabilities {
+            device: "cpu".to_owned(),
+            memory_bytes: 1 << 30,
+            bandwidth_bytes_per_second: 10_000_000_000,
+            threads: 1,
+            uplink_bytes_per_second: None,
+        },
+        cpus: Vec::new(),
+        quantise: false,
+        loopback_only: true,
+        vote: None,
+    }
+}
+
+/// The coalition as the orchestrator shows it.
+pub async fn coalition(url: &str) -> Value {
+    let client = reqwest::Client::builder().no_proxy().build().unwrap();
+    client.get(format!("{url}/coalition")).send().await.unwrap().json().await.unwrap()
+}
+
+/// The lines a child writes, as they come.
+pub fn lines(of: impl Read + Send + 'static) -> mpsc::Receiver<String> {
+    let (tell, lines) = mpsc::channel();
+    thread::spawn(move || {
+        for line in BufReader::new(of).lines().map_while(Result::ok) {
+            let _ = tell.send(line);
+        }
+    });
+    lines
+}
+
+/// The text after `before` in the first line that has it.
+pub fn after(lines: &mpsc::Receiver<String>, before: &str, limit: Duration) -> Option<String> {
+    let began = Instant::now();
+    while let Some(left) = limit.checked_sub(began.elapsed()) {
+        let line = lines.recv_timeout(left).ok()?;
+        if let Some((_, text)) = line.split_once(before) {
+            return Some(text.to_owned());
+        }
+    }
+    None
+}
+
 /// A process that ends with its owner.
 pub struct Running(pub Child);
+
+impl Running {
+    /// Starts a program of the cluster with [`PASSPHRASE`].
+    pub fn start(command: Command) -> Self {
+        Self(with_passphrase(command).stdin(Stdio::null()).spawn().unwrap())
+    }
+
+    /// Starts an orchestrator; where nodes connect, as `ws://...`, and the lines of its standard output.
+    pub fn orchestrator(mut command: Command) -> (Self, String, mpsc::Receiver<String>) {
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut server = Self::start(command);
+        let (said, printed) = (lines(server.0.stderr.take().unwrap()), lines(server.0.stdout.take().unwrap()));
+        let listening = after(&said, "waiting for nodes at ", PATIENCE).expect("it says where nodes connect");
+        (server, listening, printed)
+    }
+
+    /// Everything it started, and itself.
+    pub fn processes(&self) -> BTreeMap<u32, String> {
+        let mut all = descendants(self.0.id());
+        all.insert(self.0.id(), "itself".to_owned());
+        all
+    }
+
+    /// Asks it to end, and sees that it does in good order.
+    pub fn stop(&mut self) {
+        signal::kill(Pid::from_raw(self.0.id() as i32), signal::Signal::SIGTERM).unwrap();
+        let status = wait(&mut self.0, Duration::from_secs(15));
+        assert_eq!(status.code(), Some(0), "an orderly end");
+    }
+}
 
 impl Drop for Running {
     fn drop(&mut self) {
@@ -280,6 +372,30 @@ impl Stream {
         let answer = client.post(format!("{url}/chat/completions")).json(body).send().await.unwrap();
         assert_eq!(answer.status().as_u16(), 200);
         Self { answer, buffer: Vec::new() }
+    }
+
+    /// Reads until it has shown so many pieces of text that it goes on.
+    pub async fn pieces(&mut self, count: usize) {
+        let mut seen = 0;
+        while seen < count {
+            let event: Value = serde_json::from_str(&self.next().await.expect("the answer goes on")).unwrap();
+            assert!(event.get("error").is_none(), "{event}");
+            seen += usize::from(event.pointer("/choices/0/delta/content").is_some());
+        }
+    }
+
+    /// Reads on to the error that ends it: what a person is told.
+    pub async fn error(&mut self) -> String {
+        loop {
+            let event = self.next().await.expect("a stream that breaks says so before it ends");
+            assert_ne!(event, "[DONE]", "an answer that was cut must not look whole");
+            let event: Value = serde_json::from_str(&event).unwrap();
+            if let Some(error) = event.get("error") {
+                let message = error["message"].as_str().unwrap();
+                assert!(!message.is_empty(), "{error}");
+                return message.to_owned();
+            }
+        }
     }
 
     /// The next event's data; `None` at the end of the stream.

@@ -127,11 +127,20 @@ async fn a_peer_that_floods_waits_instead_of_filling_the_owners_memory() {
     // 96 MiB at once: three times what may wait.
     let frames: Vec<Frame> = (0..96 * 1024 / 60).map(flood).collect();
     sides[1].mesh.as_ref().unwrap().send(to, Lane::Ctl, &frames).unwrap();
-    tokio::time::sleep(Duration::from_secs(3)).await;
-    let waiting: usize = {
+    let taken_in = || -> usize {
         let report = sides[2].mesh.as_ref().unwrap().reports();
         report.iter().map(|link| link.ctl_bytes_received as usize).sum()
     };
+    // Until nothing more is taken in for a second.
+    let (mut waiting, begun) = (0, std::time::Instant::now());
+    loop {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let now = taken_in();
+        if now == std::mem::replace(&mut waiting, now) && now > 0 {
+            break;
+        }
+        assert!(begun.elapsed() < Duration::from_secs(60), "it never stops: {now} bytes");
+    }
     let most = UNREAD + (64 << 10);
     assert!(waiting > UNREAD / 2 && waiting <= most, "{waiting} bytes taken in, {most} are the most");
     let mut seen = 0;

@@ -59,8 +59,11 @@ impl Arrivals {
 
     /// Whether something lies in a socket that the stack has not read yet: it had no time to.
     pub(super) fn unread(&self) -> bool {
-        // A datagram longer than the room for it is an error on some systems, and a datagram all the same.
-        let waits = |result: io::Result<_>| !result.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock);
+        use io::ErrorKind::{ConnectionRefused, ConnectionReset, WouldBlock};
+        // A datagram longer than the room for it is an error on some systems, and a datagram all the same. That nobody
+        // listens at the other end is told as an error too, and is no sign of life.
+        let silent = |error: io::Error| matches!(error.kind(), WouldBlock | ConnectionRefused | ConnectionReset);
+        let waits = |result: io::Result<_>| !result.is_err_and(silent);
         self.sockets().iter().any(|socket| waits(socket.peek_from(&mut [0; 1])))
     }
 

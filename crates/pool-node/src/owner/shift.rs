@@ -67,6 +67,13 @@ impl Running {
     }
 }
 
+impl Drop for Running {
+    fn drop(&mut self) {
+        // Nobody would tell it to leave any more. Its shard ends with it.
+        self.task.abort();
+    }
+}
+
 /// What a running shift tells.
 pub(super) enum News {
     /// It does something else now.
@@ -105,7 +112,11 @@ pub(super) async fn finished(running: &mut Option<Running>) -> Finished {
             }),
             None => Finished::Left,
         },
-        Ok(Ok(Ended::Yielded(None) | Ended::Drained | Ended::ShutDown)) => Finished::Left,
+        Ok(Ok(Ended::Yielded(None) | Ended::Drained)) => Finished::Left,
+        Ok(Ok(Ended::ShutDown)) => Finished::Problem(Problem {
+            what: "the connection to the orchestrator has ended for good".to_owned(),
+            next_action: "It is tried again by itself; if this returns, send the log".to_owned(),
+        }),
         Ok(Err(error)) => Finished::Problem(problem(&error)),
         Err(_) => Finished::Problem(Problem {
             what: "the part of the node that serves has crashed".to_owned(),

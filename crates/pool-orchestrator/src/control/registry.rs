@@ -14,7 +14,10 @@ use std::{
 };
 
 use alloy_primitives::Address;
-use pool_coalition::{Roster, RosterRole, stand_down::SignedStandDown};
+use pool_coalition::{
+    Roster, RosterRole,
+    stand_down::{Manner, SignedStandDown},
+};
 use pool_types::{Epoch, Failure, ReasonCode};
 use pool_wire::control::{
     Assignment, Capabilities, Registration, ShardFootprint, ShardStats, Signal, ToNode, ToOrchestrator,
@@ -159,8 +162,8 @@ pub(crate) struct Node {
     pub(crate) footprint: Option<ShardFootprint>,
     pub(crate) stats: Option<ShardStats>,
     signals: u32,
-    /// It said that it leaves: it gets no layers until it registers again.
-    leaving: bool,
+    /// How it said that it leaves: it gets no layers until it registers again.
+    leaving: Option<Manner>,
     /// Bytes of its layers that were on its machine when it last said so.
     fetched: u64,
 }
@@ -285,7 +288,7 @@ impl Registry {
             footprint: None,
             stats: None,
             signals: 0,
-            leaving: false,
+            leaving: None,
             fetched: 0,
         };
         self.nodes.insert(said.address, node);
@@ -341,7 +344,13 @@ impl Registry {
                 let member = self.coalition.as_ref().and_then(|coalition| coalition.assignment.index_of(address));
                 if self.is_current(epoch) && member.is_some() {
                     let message = format!("{}: {}", self.name(address), failure.message);
-                    self.end(now, Failure::new(failure.code, message), out);
+                    // The word that one leaves is signed and comes as an input of its own; here it would only spare the
+                    // pause before the next attempt.
+                    let code = match failure.code {
+                        ReasonCode::StandDown => ReasonCode::Protocol,
+                        code => code,
+                    };
+                    self.end(now, Failure::new(code, message), out);
                 }
             }
             ToOrchestrator::Stats { epoch, mut stats } => {
@@ -411,7 +420,7 @@ impl Registry {
             return;
         }
         let in_order = self.roster.members.iter().filter_map(|member| {
-            let node = self.nodes.get(&member.address).filter(|node| !node.leaving)?;
+            let node = self.nodes.get(&member.address).filter(|node| node.leaving.is_none())?;
             Some((member.address, &node.capabilities))
         });
         let members = match self.serving.place(in_order) {

@@ -361,7 +361,7 @@ fn a_chunked_step_is_put_together_before_it_is_scheduled() {
     assert_eq!(assembler.push(frames[1].clone()).unwrap().unwrap().payload, rows);
 }
 
-/// An exit among two that is sent hidden states without a prompt.
+/// A step of hidden states, as an exit among two gets it: here before any prompt.
 fn unprompted_step(request: RequestId, step: u32, rows: u32) -> Frame {
     let hidden =
         frame::Hidden { request, step, position: step * rows, tokens: rows, hidden: HIDDEN, ..Default::default() };

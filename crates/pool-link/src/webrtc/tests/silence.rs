@@ -176,13 +176,15 @@ fn moved(sdp: &str, to: SocketAddr) -> String {
 async fn linked_through() -> (Network, WebRtcLink, WebRtcLink) {
     let settings = LinkSettings::loopback();
     let (mut offering, offer) = Connecting::offer(&settings).await.unwrap();
-    // The addresses of both are known once the answer is made, so the offer goes through a port kept free for it.
-    let stand_in = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    // The addresses of both are known once the answer is made, so the offer names a port that is kept free meanwhile.
+    let kept = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let stand_in = kept.local_addr().unwrap();
     let (answering, answer) = Connecting::answer(&settings, &moved(&offer, stand_in)).await.unwrap();
     let (network, _, as_b) = Network::between(address(&offer), address(&answer));
     // ICE finds the way back by itself: it answers to where the offering side's questions come from.
     offering.take_answer(&moved(&answer, as_b)).await.unwrap();
     let (a, b) = tokio::join!(offering.connected(None), answering.connected(None));
+    drop(kept);
     let start = |connected, n| WebRtcLink::start(connected, Address::repeat_byte(n), settings.clone());
     (network, start(a.unwrap(), 2), start(b.unwrap(), 1))
 }

@@ -23,10 +23,12 @@ impl Registry {
     ) {
         let Some(address) = self.address_of(connection) else { return };
         let manner = word.stand_down.manner;
-        out.push(Output::Record(Record::StoodDown(word)));
-        if let Some(node) = self.nodes.get_mut(&address) {
-            node.leaving = true;
+        let Some(node) = self.nodes.get_mut(&address) else { return };
+        // Once a connection, and once more when a member that drains leaves at once after all.
+        if node.leaving.replace(manner) == Some(manner) {
+            return;
         }
+        out.push(Output::Record(Record::StoodDown(word)));
         (self.changed, self.obstacle) = (now, None);
         let Some(coalition) = self.coalition.as_mut().filter(|it| it.assignment.index_of(address).is_some()) else {
             return;
@@ -63,6 +65,9 @@ impl Registry {
 
     /// A member's layers are on their way: as long as more of them comes, it has time.
     pub(super) fn fetches(&mut self, now: Instant, address: Address, epoch: Epoch, done: u64) {
+        if self.in_stage(epoch, Stage::Loading).is_none() {
+            return;
+        }
         let Some(node) = self.nodes.get_mut(&address) else { return };
         let grows = done > node.fetched;
         node.fetched = node.fetched.max(done);
@@ -75,6 +80,6 @@ impl Registry {
 
     /// Whether there is a node that may get layers.
     pub(super) fn anybody_stays(&self) -> bool {
-        self.nodes.values().any(|node| !node.leaving)
+        self.nodes.values().any(|node| node.leaving.is_none())
     }
 }

@@ -169,7 +169,7 @@ fn a_member_that_drains_leaves_after_the_last_request_or_when_its_time_is_over()
         assert!(out.iter().any(|output| matches!(output, Output::DrainGateway(drained) if *drained == epoch)));
         assert_eq!(story.stage(), Stage::Active, "what runs goes on");
         let again = leaves(&mut story, leaver, number, Manner::Drain);
-        assert!(!again.iter().any(|output| matches!(output, Output::DrainGateway(_))), "once");
+        assert!(again.is_empty(), "said once, kept once: {again:?}");
         if ends_by_itself {
             story.give(Input::GatewayDrained(Epoch(epoch.0 + 1)));
             assert!(story.ended.is_empty(), "another epoch's news");
@@ -213,6 +213,16 @@ fn layers_that_come_from_far_have_time_while_more_of_them_comes() {
     }
     let lasted = story.now.duration_since(began);
     assert!(lasted >= Duration::from_secs(24 * 3600), "a slow link has its day: {lasted:?}");
+}
+
+#[test]
+fn who_only_says_that_it_leaves_has_failed_and_is_waited_for_like_any_other() {
+    let mut story = Story::new(1, None);
+    let node = story.arrive(1);
+    let epoch = story.epoch();
+    let failure = Failure::new(ReasonCode::StandDown, "not signed");
+    story.say(node, ToOrchestrator::Failed { epoch, failure });
+    assert_eq!((story.registry.failures(), story.formed.len()), (1, 1), "the next attempt has its pause");
 }
 
 #[test]
