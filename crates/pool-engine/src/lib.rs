@@ -38,6 +38,7 @@
 //! ```
 
 mod attention;
+mod canary;
 mod decoder;
 mod engine;
 mod errors;
@@ -53,6 +54,7 @@ mod threads;
 mod tiles;
 mod weights;
 
+pub use canary::{Canary, CanaryError};
 pub use engine::{Engine, EngineOptions, Footprint, Quantise, SamplerSetup, SequenceId, Step, StepInput, StepOutput};
 pub use errors::{AdvanceError, LoadError, OpenError, TruncateError};
 pub use hidden::{HiddenError, decode_hidden, encode_hidden, hidden_bytes};

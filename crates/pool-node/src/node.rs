@@ -335,10 +335,12 @@ impl Node {
                 shard.give_up("pool-shard is of another version than this program");
             }
             FromShard::Loaded { footprint } => {
+                self.shift.set_trouble(None);
                 shard.footprint = Some(footprint);
                 let percent = *self.shift.duty().borrow();
                 shard.process.send(ToShard::Duty { percent });
-                info!(seconds = footprint.load_seconds, bytes_read = footprint.bytes_read, "the layers are loaded");
+                let ShardFootprint { load_seconds: seconds, bytes_read, token_seconds, .. } = footprint;
+                info!(seconds, bytes_read, token_seconds, "the layers are loaded, and the canary has come through");
                 if let Some(epoch) = self.epoch_for_loaded() {
                     self.outbox.push(ToOrchestrator::Loaded { epoch, footprint });
                 }
@@ -360,6 +362,7 @@ impl Node {
             }
             FromShard::LoadFailed { failure } => {
                 error!(reason = %failure, "the layers cannot be loaded");
+                self.shift.set_trouble(Some(failure.clone()));
                 if let Some(assignment) = self.current.take() {
                     self.outbox.push(ToOrchestrator::Failed { epoch: assignment.epoch, failure });
                 }

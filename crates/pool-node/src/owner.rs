@@ -206,6 +206,7 @@ impl Keeper {
         if self.problem.as_ref().is_some_and(|(_, until)| now.steady >= *until) {
             self.problem = None;
         }
+        self.look_for_trouble(now);
         let activity = self.running.as_ref().map_or(Activity::Idle, |running| running.shift.activity());
         let signals = signals::of(
             &self.config.presence.snapshot(),
@@ -227,6 +228,19 @@ impl Keeper {
         self.show(&decision, now, activity);
         self.last = Some(decision);
         Ok(())
+    }
+
+    /// A shift that cannot load what it is given is a problem: it is given up, and tried again after a while.
+    fn look_for_trouble(&mut self, now: Moment) {
+        let Some(running) = &mut self.running else { return };
+        running.served |= matches!(running.shift.activity(), Activity::Serving { .. });
+        if self.problem.is_none()
+            && let Some(trouble) = running.shift.trouble()
+        {
+            let problem = shift::cannot_load(&trouble);
+            warn!(what = problem.what, "the node cannot serve");
+            self.problem = Some((problem, now.steady + self.problems.next()));
+        }
     }
 
     fn act(&mut self, decision: &Decision, now: Moment, input: &watch::Receiver<Reading<Instant>>) {
@@ -279,15 +293,16 @@ impl Keeper {
     async fn finish(&mut self, finished: Finished) -> Result<(), OwnerError> {
         // What it did until now is booked while it can still be asked.
         let counted = self.count(self.config.clock.now(), &Activity::Idle).await;
-        self.running = None;
+        if self.running.take().is_some_and(|running| running.served) {
+            self.problems.reset();
+        }
         match finished {
             Finished::GaveBack(record) => {
                 info!(milliseconds = record.given_back(), reason = record.reason, "the machine was given back");
                 self.config.store.gave_back(&record).await?;
                 self.yields = self.config.store.yield_times().await?;
-                self.problems.reset();
             }
-            Finished::Left => self.problems.reset(),
+            Finished::Left => {}
             Finished::Problem(problem) => {
                 warn!(what = problem.what, "the node cannot serve");
                 self.problem = Some((problem, self.config.clock.now().steady + self.problems.next()));

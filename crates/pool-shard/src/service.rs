@@ -4,10 +4,10 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use alloy_primitives::Address;
-use pool_engine::{Engine, EngineOptions, Quantise};
+use pool_engine::{Canary, Engine, EngineOptions, Quantise};
 use pool_link::mesh::{Mesh, MeshPlan};
 use pool_link::webrtc::LinkSettings;
 use pool_link::{Delegation, LinkIdentity, LinkKey};
@@ -24,6 +24,9 @@ use crate::worker::{self, Event};
 const INBOX: usize = 8192;
 /// Messages that may wait for the node.
 const OUTBOX: usize = 256;
+
+/// Layers through which a token takes longer do not serve: nobody waits for them.
+const SLOWEST: Duration = Duration::from_secs(5);
 
 /// How the process was started.
 #[derive(Clone, Copy, Debug)]
@@ -158,16 +161,16 @@ impl Service {
                 if let Err(error) = pool_link::turns::ordinary() {
                     tracing::debug!(%error, "the engine's thread runs in short turns");
                 }
-                match load_engine(&task, threads) {
-                    Ok(engine) => {
-                        let _ = loaded.send(Ok((engine.footprint(), engine.options().kv_tokens)));
+                match load_engine(&task, threads).and_then(|engine| tried(engine, SLOWEST)) {
+                    Ok((engine, canary)) => {
+                        let _ = loaded.send(Ok((engine.footprint(), engine.options().kv_tokens, canary)));
                         worker::run(engine, events, node, runtime);
                     }
                     Err(failure) => drop(loaded.send(Err(failure))),
                 }
             })
             .map_err(|e| Failure::new(ReasonCode::Engine, format!("the engine thread cannot start: {e}")))?;
-        let (cost, kv_tokens) =
+        let (cost, kv_tokens, canary) =
             outcome.await.map_err(|_| Failure::new(ReasonCode::Engine, "loading the layers failed unexpectedly"))??;
         let footprint = ShardFootprint {
             weight_bytes: cost.weight_bytes,
@@ -176,6 +179,7 @@ impl Service {
             kv_tokens: kv_tokens as u64,
             resident_bytes: process::resident_bytes(),
             load_seconds: begun.elapsed().as_secs_f64(),
+            token_seconds: canary.token_seconds,
         };
         let ticker = tokio::spawn(tick(inbox.clone()));
         self.loaded = Some(Loaded { order, inbox, thread, ticker });
@@ -242,6 +246,17 @@ async fn tick(inbox: mpsc::Sender<Event>) {
             return;
         }
     }
+}
+
+/// Sends the canary through the layers: what computes wrongly, or too slowly for anybody to wait for, does not serve.
+fn tried(mut engine: Engine, slowest: Duration) -> Result<(Engine, Canary), Failure> {
+    let failed = |why: String| Failure::new(ReasonCode::Engine, why);
+    let canary = engine.canary().map_err(|error| failed(format!("the canary failed: {error}")))?;
+    if canary.token_seconds > slowest.as_secs_f64() {
+        let (taken, most) = (canary.token_seconds, slowest.as_secs_f64());
+        return Err(failed(format!("the canary failed: a token takes {taken:.1} s; at most {most:.0} s are served")));
+    }
+    Ok((engine, canary))
 }
 
 fn load_engine(order: &LoadOrder, threads: usize) -> Result<Engine, Failure> {

@@ -255,6 +255,9 @@ pub struct ShardFootprint {
     pub resident_bytes: u64,
     /// Seconds the load took.
     pub load_seconds: f64,
+    /// Seconds that one token takes through these layers, as the canary measured.
+    #[serde(default)]
+    pub token_seconds: f64,
 }
 
 /// What a shard did since it joined.

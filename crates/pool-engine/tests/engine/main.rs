@@ -5,6 +5,7 @@
 
 mod batches;
 mod budget;
+mod canary;
 mod model;
 mod quantised;
 mod reference;

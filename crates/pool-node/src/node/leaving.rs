@@ -11,7 +11,7 @@ use std::{
 
 use alloy_signer::SignerSync;
 use pool_coalition::stand_down::{Manner, SignedStandDown, StandDown};
-use pool_types::{Epoch, LayerRange};
+use pool_types::{Epoch, Failure, LayerRange};
 use pool_wire::control::ToOrchestrator;
 use tokio::sync::watch;
 use tracing::{error, info};
@@ -72,11 +72,17 @@ pub struct Shift {
     shown: watch::Sender<(Activity, Option<u32>)>,
     duty: watch::Sender<u8>,
     tokens: Arc<AtomicU64>,
+    trouble: watch::Sender<Option<Failure>>,
 }
 
 impl Default for Shift {
     fn default() -> Self {
-        Self { shown: watch::channel((Activity::Idle, None)).0, duty: watch::channel(100).0, tokens: Arc::default() }
+        Self {
+            shown: watch::channel((Activity::Idle, None)).0,
+            duty: watch::channel(100).0,
+            tokens: Arc::default(),
+            trouble: watch::channel(None).0,
+        }
     }
 }
 
@@ -99,6 +105,15 @@ impl Shift {
     /// Tokens that went through the node's layers so far.
     pub fn tokens(&self) -> u64 {
         self.tokens.load(Ordering::Relaxed)
+    }
+
+    /// Why the layers that it was given last could not be loaded; nothing once others could.
+    pub fn trouble(&self) -> Option<Failure> {
+        self.trouble.borrow().clone()
+    }
+
+    pub(super) fn set_trouble(&self, trouble: Option<Failure>) {
+        self.trouble.send_if_modified(|told| std::mem::replace(told, trouble.clone()) != trouble);
     }
 
     pub(super) fn worked(&self, tokens: u64) {

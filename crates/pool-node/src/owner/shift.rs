@@ -8,6 +8,7 @@ use std::{
 use pool_coalition::stand_down::Manner;
 use pool_policy::Problem;
 use pool_store::YieldRecord;
+use pool_types::{Failure, ReasonCode};
 use tokio::{sync::watch, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 
@@ -23,6 +24,8 @@ pub(super) struct Running {
     changes: watch::Receiver<(Activity, Option<u32>)>,
     leave: watch::Sender<Option<Manner>>,
     asked: Option<Asked>,
+    /// Whether it has served: then whatever was wrong before is over.
+    pub(super) served: bool,
     task: JoinHandle<Result<Ended, NodeError>>,
 }
 
@@ -51,7 +54,7 @@ impl Running {
         // Nobody shuts a shift down: it leaves, and says so.
         let task = tokio::spawn(serve(config, CancellationToken::new(), told, shift.clone()));
         let changes = shift.changes();
-        Self { shift, changes, leave, asked: None, task }
+        Self { shift, changes, leave, asked: None, served: false, task }
     }
 
     /// Tells the node to leave, once; after a drain it may still be told to give the machine back.
@@ -124,6 +127,16 @@ pub(super) async fn finished(running: &mut Option<Running>, clock: &Clock) -> Fi
             next_action: "It is started again by itself; if this returns, send the log".to_owned(),
         }),
     }
+}
+
+/// What the owner is told when the layers cannot be loaded.
+pub(super) fn cannot_load(failure: &Failure) -> Problem {
+    let next_action = match failure.code {
+        ReasonCode::Model => "Check the model's folder, or fetch the model again",
+        _ => "It is tried again by itself; if this returns, check the machine's memory and send the diagnostics",
+    };
+    let what = format!("the layers cannot be served here: {}", failure.message);
+    Problem { what: what.trim_end_matches('.').to_owned(), next_action: next_action.to_owned() }
 }
 
 fn problem(error: &NodeError) -> Problem {
