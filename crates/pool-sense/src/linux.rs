@@ -11,10 +11,7 @@ mod power_supply;
 mod wayland;
 mod x11;
 
-use std::{
-    path::PathBuf,
-    sync::{Arc, Mutex},
-};
+use std::path::PathBuf;
 
 use crate::{
     input::{Candidate, OwnerInput},
@@ -37,14 +34,13 @@ pub(crate) fn sensors(surroundings: &Surroundings) -> Sensors {
     let joysticks = surroundings.joysticks.clone().unwrap_or_else(|| PathBuf::from(JOYSTICKS));
     // The input has connections of its own: it must not wait until another sensor has been answered.
     let input = OwnerInput::new(input_candidates(surroundings), Box::new(Joysticks::new(joysticks)));
-    let session = Arc::new(Mutex::new(Bus::session(surroundings)));
-    let system = Arc::new(Mutex::new(Bus::system(surroundings)));
+    let (session, system) = (Bus::session(surroundings), Bus::system(surroundings));
     let power_supplies = surroundings.power_supplies.clone().unwrap_or_else(|| PathBuf::from(POWER_SUPPLIES));
     Sensors {
         input,
         full_screen: Box::new(X11FullScreen::new(surroundings.x11_display.clone())),
-        kept_awake: Box::new(Inhibitors::new(session, system.clone())),
-        metered: Box::new(NetworkManager::new(system)),
+        kept_awake: Box::new(Inhibitors::new(session, system)),
+        metered: Box::new(NetworkManager::new(Bus::system(surroundings))),
         power: Box::new(PowerSupplies::new(power_supplies)),
     }
 }
