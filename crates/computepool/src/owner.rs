@@ -16,7 +16,7 @@ use pool_api::{
 };
 use pool_node::{NodeConfig, NodeModel, owner};
 use pool_policy::{Decision, Settings};
-use pool_sense::{Senses, Surroundings};
+use pool_sense::{Presence, Senses, Surroundings};
 use pool_store::Store;
 use reqwest::Method;
 use serde::de::DeserializeOwned;
@@ -33,6 +33,10 @@ use crate::{
 
 /// A node on this machine answers within this.
 const INTERFACE: Duration = Duration::from_secs(10);
+
+/// The first decision waits this long for the sensors: one that was not read yet looks like one that fails, and a node
+/// that was started again would take that for an input.
+const FIRST_READINGS: Duration = Duration::from_secs(5);
 
 /// The node's memory of itself, in its state folder.
 fn database(state: &Path) -> PathBuf {
@@ -70,6 +74,9 @@ pub(crate) async fn run(node: NodeConfig, state: &Path, wishes: Wishes, shutdown
     };
     settings.share_cpu |= wishes.share_cpu;
     let senses = Arc::new(Senses::start(&Surroundings::of_this_process())?);
+    senses.set_programs(settings.wait_for_programs.clone());
+    let reading = senses.clone();
+    tokio::task::spawn_blocking(move || reading.wait_for_first_readings(FIRST_READINGS)).await?;
     let downloads = match &node.model {
         NodeModel::Local(_) => None,
         NodeModel::Fetched(fetch) => Some(fetch.downloads().watch()),

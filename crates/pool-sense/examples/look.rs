@@ -23,7 +23,6 @@ fn main() -> Result<(), Box<dyn Error>> {
         let names = |names: Vec<String>| if names.is_empty() { "none".to_owned() } else { names.join(", ") };
         line("Of your programs, these run", &now.programs.reading.map(names));
     }
-    line("Load of other programs", &now.load.reading);
     line("Power comes from", &now.power.reading);
     line("Metered network", &now.metered.reading);
     line("NVIDIA GPUs", &now.gpus.reading);

@@ -40,7 +40,6 @@
 //! | | and game controllers: /dev/input/js* | and XInput | with the above, at most 200 ms |
 //! | full-screen | the active X11 window | Direct3D and foreground window | 1 s |
 //! | kept awake | GNOME, KDE, logind inhibitors | presentation mode, execution state | 2 s |
-//! | load of others | /proc | GetSystemTimes, process list | 2 s |
 //! | GPUs | NVML | NVML | 2 s (30 s without a driver) |
 //! | programs | /proc | process list | 4 s (never, if none is named) |
 //! | power | /sys/class/power_supply | GetSystemPowerStatus | 5 s |
@@ -73,4 +72,4 @@ pub use host::{FixedSense, HostFacts, HostSense, Sense, SenseError};
 pub use senses::{FixedPresence, Presence, Senses, SensesError, Snapshot};
 pub use sensor::{InputSource, LastInput, Sensor};
 pub use surroundings::Surroundings;
-pub use values::{Gpu, GpuLoad, Gpus, Idle, IdleSource, Load, Metered, Power};
+pub use values::{Gpu, GpuLoad, Gpus, Idle, IdleSource, Metered, Power};

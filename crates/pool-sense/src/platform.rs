@@ -1,9 +1,5 @@
 //! The sensors that each operating system brings its own of.
 
-use pool_types::Reading;
-#[cfg(not(windows))]
-use sysinfo::{CpuRefreshKind, System};
-
 use crate::{
     input::OwnerInput,
     sensor::Sensor,
@@ -22,24 +18,7 @@ pub(crate) struct Sensors {
 #[cfg(target_os = "linux")]
 pub(crate) use crate::linux::sensors;
 #[cfg(windows)]
-pub(crate) use crate::windows::{Processor, sensors};
-
-/// How busy all cores together are.
-#[cfg(not(windows))]
-pub(crate) struct Processor;
-
-#[cfg(not(windows))]
-impl Processor {
-    pub(crate) fn new() -> Self {
-        Self
-    }
-
-    /// Percent of the time since the last look, whoever used it. `system` counts it.
-    pub(crate) fn look(&mut self, system: &mut System) -> Reading<f32> {
-        system.refresh_cpu_specifics(CpuRefreshKind::nothing().with_usage());
-        Reading::Known(system.global_cpu_usage())
-    }
-}
+pub(crate) use crate::windows::sensors;
 
 /// A system that we do not know: nothing is guessed.
 #[cfg(not(any(target_os = "linux", windows)))]
@@ -54,11 +33,12 @@ pub(crate) fn sensors(_surroundings: &crate::Surroundings) -> Sensors {
 }
 
 /// A sensor that this system lacks.
-#[cfg_attr(any(target_os = "linux", windows), allow(dead_code, reason = "for other systems"))]
+#[cfg(not(any(target_os = "linux", windows)))]
 struct Unknown;
 
+#[cfg(not(any(target_os = "linux", windows)))]
 impl<T> Sensor<T> for Unknown {
-    fn read(&mut self) -> Reading<T> {
-        Reading::unavailable("ComputePool cannot tell it on this operating system")
+    fn read(&mut self) -> pool_types::Reading<T> {
+        pool_types::Reading::unavailable("ComputePool cannot tell it on this operating system")
     }
 }

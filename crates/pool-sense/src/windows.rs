@@ -4,7 +4,6 @@ mod controllers;
 mod input;
 mod network;
 mod power;
-mod processor;
 mod screen;
 
 use pool_types::Reading;
@@ -17,7 +16,6 @@ use crate::{
     values::IdleSource,
 };
 
-pub(crate) use self::processor::Processor;
 use self::{
     controllers::XInput,
     input::WindowsInput,
