@@ -1,6 +1,7 @@
 //! The sensors that each operating system brings its own of.
 
 use crate::{
+    energy::Energy,
     input::OwnerInput,
     sensor::Sensor,
     values::{Metered, Power},
@@ -13,6 +14,7 @@ pub(crate) struct Sensors {
     pub(crate) kept_awake: Box<dyn Sensor<bool>>,
     pub(crate) metered: Box<dyn Sensor<Metered>>,
     pub(crate) power: Box<dyn Sensor<Power>>,
+    pub(crate) cpu_energy: Box<dyn Sensor<Energy>>,
 }
 
 #[cfg(target_os = "linux")]
@@ -29,14 +31,15 @@ pub(crate) fn sensors(_surroundings: &crate::Surroundings) -> Sensors {
         kept_awake: Box::new(Unknown),
         metered: Box::new(Unknown),
         power: Box::new(Unknown),
+        cpu_energy: Box::new(Unknown),
     }
 }
 
 /// A sensor that this system lacks.
-#[cfg(not(any(target_os = "linux", windows)))]
-struct Unknown;
+#[cfg(not(target_os = "linux"))]
+pub(crate) struct Unknown;
 
-#[cfg(not(any(target_os = "linux", windows)))]
+#[cfg(not(target_os = "linux"))]
 impl<T> Sensor<T> for Unknown {
     fn read(&mut self) -> pool_types::Reading<T> {
         pool_types::Reading::unavailable("ComputePool cannot tell it on this operating system")

@@ -13,6 +13,7 @@ use tokio::sync::watch;
 
 use crate::{
     cell::{Cell, Sensed},
+    energy::Energy,
     gpu::NvidiaGpus,
     input::Seen,
     lane::{Lane, Task},
@@ -27,6 +28,7 @@ const KEPT_AWAKE_EVERY: Duration = Duration::from_secs(2);
 const METERED_EVERY: Duration = Duration::from_secs(5);
 const PROGRAMS_EVERY: Duration = Duration::from_secs(4);
 const POWER_EVERY: Duration = Duration::from_secs(5);
+const CPU_ENERGY_EVERY: Duration = Duration::from_secs(5);
 const GPUS_EVERY: Duration = Duration::from_secs(2);
 
 /// The longest time between two looks of any source of input, and some more.
@@ -45,6 +47,8 @@ pub struct Snapshot {
     pub programs: Sensed<Vec<String>>,
     /// Battery or mains.
     pub power: Sensed<Power>,
+    /// What the processor has used since it was first looked at, by whomever.
+    pub cpu_energy: Sensed<Energy>,
     /// Whether traffic costs.
     pub metered: Sensed<Metered>,
     /// NVIDIA's GPUs.
@@ -60,6 +64,7 @@ impl Snapshot {
             kept_awake: Sensed::never(),
             programs: Sensed::never(),
             power: Sensed::never(),
+            cpu_energy: Sensed::never(),
             metered: Sensed::never(),
             gpus: Sensed::never(),
         }
@@ -99,6 +104,7 @@ struct Cells {
     kept_awake: Arc<Cell<bool>>,
     programs: Arc<Cell<Found>>,
     power: Arc<Cell<Power>>,
+    cpu_energy: Arc<Cell<Energy>>,
     metered: Arc<Cell<Metered>>,
     gpus: Arc<Cell<Gpus>>,
 }
@@ -123,10 +129,11 @@ impl Senses {
             kept_awake: cell(KEPT_AWAKE_EVERY),
             programs: cell(PROGRAMS_EVERY),
             power: cell(POWER_EVERY),
+            cpu_energy: cell(CPU_ENERGY_EVERY),
             metered: cell(METERED_EVERY),
             gpus: cell(GPUS_EVERY),
         };
-        let Sensors { input, full_screen, kept_awake, metered, power } = platform::sensors(surroundings);
+        let Sensors { input, full_screen, kept_awake, metered, power, cpu_energy } = platform::sensors(surroundings);
         let (news_sender, news) = watch::channel(Reading::unavailable("it has not been read yet"));
         let seen = cells.input.clone();
         let input = Lane::start("sense-input", move |calls| input.follow(&seen, &news_sender, calls));
@@ -137,6 +144,7 @@ impl Senses {
         ];
         let machine = vec![
             Task::new(POWER_EVERY, power, cells.power.clone()),
+            Task::new(CPU_ENERGY_EVERY, cpu_energy, cells.cpu_energy.clone()),
             Task::new(PROGRAMS_EVERY, Box::new(Programs::new(told.clone())), cells.programs.clone()),
         ];
         let gpus = NvidiaGpus::new(surroundings.nvml.clone(), told.clone());
@@ -153,12 +161,13 @@ impl Senses {
     /// is known yet is not one whose sensors fail.
     pub fn wait_for_first_readings(&self, at_most: Duration) -> bool {
         let until = Instant::now() + at_most;
-        let Cells { input, full_screen, kept_awake, programs, power, metered, gpus } = &self.cells;
+        let Cells { input, full_screen, kept_awake, programs, power, cpu_energy, metered, gpus } = &self.cells;
         let wanted = self.told.programs();
         loop {
             let session = input.was_read() && full_screen.was_read() && kept_awake.was_read();
             let found = programs.get(Instant::now()).reading;
             let machine = power.was_read()
+                && cpu_energy.was_read()
                 && programs.was_read()
                 && found.known().is_none_or(|found| found.looked_for == wanted);
             if session && machine && metered.was_read() && gpus.was_read() {
@@ -182,6 +191,7 @@ impl Presence for Senses {
             kept_awake: self.cells.kept_awake.get(now),
             programs: self.cells.programs.get(now).map(|found| found.run),
             power: self.cells.power.get(now),
+            cpu_energy: self.cells.cpu_energy.get(now),
             metered: self.cells.metered.get(now),
             gpus: self.cells.gpus.get(now),
         }

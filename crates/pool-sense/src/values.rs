@@ -4,6 +4,8 @@ use std::{fmt, time::Duration};
 
 use pool_types::Reading;
 
+use crate::Energy;
+
 /// How long the owner has not touched keyboard, mouse or game controller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Idle {
@@ -93,8 +95,9 @@ pub struct Gpu {
     pub temperature: Reading<u32>,
     /// Power draw at this moment, in milliwatts.
     pub power_milliwatts: Reading<u32>,
-    /// Energy since the driver was loaded, in millijoules. Differences of it are measured energy.
-    pub energy_millijoules: Reading<u64>,
+    /// What the card has used since it was first looked at, by whomever: by its own counter, or where it has none by its
+    /// power.
+    pub energy: Reading<Energy>,
 }
 
 /// How busy a GPU is, in percent of the time: 0 to 100.

@@ -10,7 +10,7 @@ use pool_types::Reading;
 
 use crate::{
     input::{Candidate, OwnerInput},
-    platform::Sensors,
+    platform::{Sensors, Unknown},
     sensor::InputSource,
     surroundings::Surroundings,
     values::IdleSource,
@@ -35,5 +35,6 @@ pub(crate) fn sensors(_surroundings: &Surroundings) -> Sensors {
         kept_awake: Box::new(KeptAwake),
         metered: Box::new(NetworkCost::default()),
         power: Box::new(PowerStatus),
+        cpu_energy: Box::new(Unknown),
     }
 }

@@ -17,9 +17,10 @@ const SOON: Duration = Duration::from_secs(20);
 fn a_node_that_waits_for_the_first_readings_decides_by_all_of_them() {
     let senses = Senses::start(&nowhere()).unwrap();
     assert!(senses.wait_for_first_readings(SOON), "every sensor says what it can, or why not");
-    let Snapshot { input, full_screen, kept_awake, programs, power, metered, gpus } = senses.snapshot();
-    let ages = [input.age, full_screen.age, kept_awake.age, programs.age, power.age, metered.age, gpus.age];
-    assert!(ages.iter().all(Option::is_some), "each was read: {ages:?}");
+    let Snapshot { input, full_screen, kept_awake, programs, power, cpu_energy, metered, gpus } = senses.snapshot();
+    let session = [input.age, full_screen.age, kept_awake.age, programs.age];
+    let machine = [power.age, cpu_energy.age, metered.age, gpus.age];
+    assert!(session.iter().chain(&machine).all(Option::is_some), "each was read: {session:?} {machine:?}");
 }
 
 #[test]

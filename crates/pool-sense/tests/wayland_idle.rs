@@ -109,14 +109,15 @@ impl Compositor {
                 handle.create_global::<State, ExtIdleNotifierV1, ()>(version, ());
             }
             let now = Instant::now();
-            let mut state =
-                State { subscriptions: Vec::new(), last_input: now, film_runs: false, film_changed: now };
+            let mut state = State { subscriptions: Vec::new(), last_input: now, film_runs: false, film_changed: now };
             loop {
                 match inbox.recv_timeout(Duration::from_millis(2)) {
                     Ok(Order::Touch) => state.touch(),
                     Ok(Order::Film(runs)) => state.film(runs),
                     Ok(Order::Seat(true)) => seat = Some(handle.create_global::<State, WlSeat, ()>(7, ())),
-                    Ok(Order::Seat(false)) => seat.take().into_iter().for_each(|seat| handle.remove_global::<State>(seat)),
+                    Ok(Order::Seat(false)) => {
+                        seat.take().into_iter().for_each(|seat| handle.remove_global::<State>(seat))
+                    }
                     Err(mpsc::RecvTimeoutError::Timeout) => {}
                     Err(mpsc::RecvTimeoutError::Disconnected) => return,
                 }
@@ -302,7 +303,11 @@ fn a_film_is_an_owner_in_every_version() {
         let until = Instant::now() + 3 * SECOND;
         while Instant::now() < until {
             let now = senses.snapshot();
-            assert!(is_present(&now), "version {version}: nobody touches anything while the film runs, {:?}", now.input);
+            assert!(
+                is_present(&now),
+                "version {version}: nobody touches anything while the film runs, {:?}",
+                now.input
+            );
             thread::sleep(Duration::from_millis(50));
         }
         compositor.order(Order::Film(false));

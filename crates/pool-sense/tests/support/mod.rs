@@ -21,6 +21,7 @@ use pool_sense::{Presence, Senses, Snapshot, Surroundings};
 pub(crate) fn nowhere() -> Surroundings {
     Surroundings {
         power_supplies: Some("/no/such/folder".into()),
+        powercap: Some("/no/such/folder".into()),
         joysticks: Some("/no/such/folder".into()),
         nvml: Some("/no/such/library.so".into()),
         ..Surroundings::default()
@@ -86,7 +87,11 @@ const AT_ONCE: Duration = Duration::from_millis(250);
 pub(crate) fn in_time(name: &str, mut latencies: Vec<Duration>) {
     latencies.sort();
     let (least, most) = (latencies[0], latencies[latencies.len() - 1]);
-    println!("{name}: median {:?}, least {least:?}, most {most:?} of {}", latencies[latencies.len() / 2], latencies.len());
+    println!(
+        "{name}: median {:?}, least {least:?}, most {most:?} of {}",
+        latencies[latencies.len() / 2],
+        latencies.len()
+    );
     let late = latencies.iter().filter(|latency| **latency > AT_ONCE).count();
     assert!(late <= usize::from(latencies.len() > 1), "{name}: {late} are later than {AT_ONCE:?}: {latencies:?}");
     assert!(most < Duration::from_secs(1), "{name}: {latencies:?}");
