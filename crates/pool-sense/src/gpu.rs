@@ -5,14 +5,15 @@ mod driver;
 use std::{
     collections::HashMap,
     path::PathBuf,
+    sync::{Mutex, PoisonError},
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use nvml_wrapper::{
-    Device, enum_wrappers::device::TemperatureSensor, enums::device::UsedGpuMemory, error::NvmlError,
+    Device, Nvml, enum_wrappers::device::TemperatureSensor, enums::device::UsedGpuMemory, error::NvmlError,
     struct_wrappers::device::ProcessInfo,
 };
-use pool_types::Reading;
+use pool_types::{ByteSize, Reading};
 
 use self::driver::{Driver, Errors, is_for_ever, why_no_driver};
 use crate::{
@@ -150,6 +151,38 @@ impl Sensor<Gpus> for NvidiaGpus {
         }
         Reading::Known(Gpus { driver_version, cards })
     }
+}
+
+/// Asks at once what memory a process holds, beside the sensor that looks at its own pace.
+pub(crate) struct MemoryHeld(Mutex<Driver>);
+
+impl MemoryHeld {
+    pub(crate) fn new(library: Option<PathBuf>) -> Self {
+        Self(Mutex::new(Driver::new(library)))
+    }
+
+    pub(crate) fn by(&self, pid: u32) -> Reading<ByteSize> {
+        let mut driver = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let nvml = match driver.take() {
+            Ok(nvml) => nvml,
+            Err(reason) => return Reading::Unavailable(reason),
+        };
+        let mut errors = Errors::default();
+        let held = memory_on_all_cards(&nvml, pid, &mut errors);
+        if !errors.must_reopen() {
+            driver.keep(nvml);
+        }
+        from(held.map(ByteSize))
+    }
+}
+
+fn memory_on_all_cards(nvml: &Nvml, pid: u32, errors: &mut Errors) -> Result<u64, String> {
+    let count = nvml.device_count().map_err(|error| errors.note(&error))?;
+    let on_card = |index| {
+        let device = nvml.device_by_index(index).map_err(|error| errors.note(&error))?;
+        memory_of(&device, &[pid], errors)
+    };
+    (0..count).map(on_card).sum()
 }
 
 /// Bytes that these processes use. A process that computes and draws is in both lists with the same bytes.

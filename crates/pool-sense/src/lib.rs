@@ -41,6 +41,7 @@
 //! | full-screen | the active X11 window | Direct3D and foreground window | 1 s |
 //! | kept awake | GNOME, KDE, logind inhibitors | presentation mode, execution state | 2 s |
 //! | GPUs and their energy | NVML | NVML | 2 s (30 s without a driver) |
+//! | GPU memory of one process | NVML | NVML | when asked |
 //! | programs | /proc | process list | 4 s (never, if none is named) |
 //! | power | /sys/class/power_supply | GetSystemPowerStatus | 5 s |
 //! | energy of the processor | /sys/class/powercap (RAPL) | - | 5 s |

@@ -1,20 +1,21 @@
 //! All sensors together, asked in the background at their intervals.
 
 use std::{
+    collections::HashMap,
     io,
     sync::{Arc, Mutex, PoisonError},
     thread,
     time::{Duration, Instant},
 };
 
-use pool_types::Reading;
+use pool_types::{ByteSize, Reading};
 use thiserror::Error;
 use tokio::sync::watch;
 
 use crate::{
     cell::{Cell, Sensed},
     energy::Energy,
-    gpu::NvidiaGpus,
+    gpu::{MemoryHeld, NvidiaGpus},
     input::Seen,
     lane::{Lane, Task},
     platform::{self, Sensors},
@@ -71,7 +72,8 @@ impl Snapshot {
     }
 }
 
-/// What a node wants to know of its owner's presence and its machine's state. No call blocks.
+/// What a node wants to know of its owner's presence and its machine's state. No call blocks but
+/// [`Presence::gpu_memory_of`].
 pub trait Presence: Send + Sync {
     /// What is known now. Cheap: it copies what was read in the background.
     fn snapshot(&self) -> Snapshot;
@@ -86,6 +88,14 @@ pub trait Presence: Send + Sync {
 
     /// The processes that are ours besides this one (the shard), so that their load is not taken for others'.
     fn set_own_processes(&self, pids: Vec<u32>);
+
+    /// The GPU memory that a process holds at this moment, on all cards together: asked at once, not read in the
+    /// background, so that whoever ends a process can see when its memory is free. Blocks for as long as the driver takes,
+    /// about a millisecond; the first call opens the driver.
+    ///
+    /// A process that is gone holds 0 bytes. So does one that the driver knows by another number, as in a container: who
+    /// waits for the memory of a process asks before it ends, too.
+    fn gpu_memory_of(&self, pid: u32) -> Reading<ByteSize>;
 }
 
 /// Why the senses could not be started.
@@ -115,6 +125,7 @@ pub struct Senses {
     told: Told,
     cells: Cells,
     news: watch::Receiver<Reading<Instant>>,
+    gpu_memory: MemoryHeld,
     machine: Lane,
     others: [Lane; 3],
 }
@@ -153,7 +164,8 @@ impl Senses {
         let machine = of_tasks("sense-machine", machine)?;
         let input = input.map_err(|source| SensesError { name: "sense-input", source })?;
         let others = [input, of_tasks("sense-desktop", desktop)?, of_tasks("sense-gpu", gpus)?];
-        Ok(Self { told, cells, news, machine, others })
+        let gpu_memory = MemoryHeld::new(surroundings.nvml.clone());
+        Ok(Self { told, cells, news, gpu_memory, machine, others })
     }
 
     /// Blocks until every sensor was read once and the programs that were told by then were looked for, or for
@@ -210,6 +222,10 @@ impl Presence for Senses {
     fn set_own_processes(&self, pids: Vec<u32>) {
         self.told.set_own(pids);
     }
+
+    fn gpu_memory_of(&self, pid: u32) -> Reading<ByteSize> {
+        self.gpu_memory.by(pid)
+    }
 }
 
 impl Drop for Senses {
@@ -229,13 +245,14 @@ pub struct FixedPresence {
     snapshot: Mutex<Snapshot>,
     news: watch::Sender<Reading<Instant>>,
     told: Told,
+    gpu_memory: Mutex<HashMap<u32, Reading<ByteSize>>>,
 }
 
 impl FixedPresence {
     /// Tells `snapshot` until another is set.
     pub fn new(snapshot: Snapshot) -> Self {
         let (news, _) = watch::channel(Reading::unavailable("no input was told"));
-        Self { snapshot: Mutex::new(snapshot), news, told: Told::default() }
+        Self { snapshot: Mutex::new(snapshot), news, told: Told::default(), gpu_memory: Mutex::default() }
     }
 
     /// Tells `snapshot` from now on.
@@ -246,6 +263,11 @@ impl FixedPresence {
     /// The programs that are looked for.
     pub fn programs(&self) -> Vec<String> {
         self.told.programs()
+    }
+
+    /// The process holds this GPU memory from now on. Of one that was never told, it is unavailable.
+    pub fn set_gpu_memory_of(&self, pid: u32, held: Reading<ByteSize>) {
+        self.gpu_memory.lock().unwrap_or_else(PoisonError::into_inner).insert(pid, held);
     }
 
     /// Somebody touches the keyboard at `at`.
@@ -269,5 +291,10 @@ impl Presence for FixedPresence {
 
     fn set_own_processes(&self, pids: Vec<u32>) {
         self.told.set_own(pids);
+    }
+
+    fn gpu_memory_of(&self, pid: u32) -> Reading<ByteSize> {
+        let told = self.gpu_memory.lock().unwrap_or_else(PoisonError::into_inner).get(&pid).cloned();
+        told.unwrap_or_else(|| Reading::unavailable("no GPU memory was told"))
     }
 }

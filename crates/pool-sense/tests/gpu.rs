@@ -8,11 +8,11 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::Command,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use pool_sense::{Energy, Gpu, GpuLoad, Millijoules, Presence, Senses, Surroundings};
-use pool_types::Reading;
+use pool_types::{ByteSize, Reading};
 use tempfile::TempDir;
 
 use support::{nowhere, start, wait_for};
@@ -183,6 +183,32 @@ fn a_card_without_a_counter_is_measured_by_its_power() {
     let now = wait_for(&senses, Duration::from_secs(10), "it tells neither", silent);
     let told = now.gpus.reading.known().unwrap().cards[0].energy.to_string();
     assert_eq!(told, "unavailable, because this card does not tell it");
+}
+
+#[test]
+fn the_memory_of_a_process_is_told_at_once() {
+    let second = RECORDED.lines().filter(|line| line.starts_with("0.")).map(|line| format!("1{}\n", &line[1..]));
+    let both = changed(RECORDED, "count 1", "count 2") + &second.collect::<String>();
+    let fake = FakeNvml::answering(RECORDED);
+    let senses = start(&fake.surroundings());
+    assert_eq!(senses.gpu_memory_of(SHARD), Reading::Known(ByteSize(12_884_901_888)), "listed twice, held once");
+    assert_eq!(senses.gpu_memory_of(123), Reading::Known(ByteSize(0)), "a process that uses no GPU");
+    fake.answer(&both);
+    assert_eq!(senses.gpu_memory_of(SHARD), Reading::Known(ByteSize(2 * 12_884_901_888)), "on both cards");
+    // The shard has ended; the sensor that reads in the background does not know it yet.
+    fake.answer(&both.replace("4242:12884901888", ""));
+    assert_eq!(senses.gpu_memory_of(SHARD), Reading::Known(ByteSize(0)), "nobody waits for the next interval");
+
+    let began = Instant::now();
+    (0..100).for_each(|_| assert!(senses.gpu_memory_of(SHARD).known().is_some()));
+    let each = began.elapsed() / 100;
+    assert!(each < Duration::from_millis(10), "it may be asked every ten milliseconds, each took {each:?}");
+
+    fake.answer(&changed(RECORDED, "0.compute 4242:12884901888", "0.compute 4242:-"));
+    let told = senses.gpu_memory_of(SHARD).to_string();
+    assert_eq!(told, "unavailable, because the driver does not tell memory per program", "as under Windows");
+    let told = start(&nowhere()).gpu_memory_of(SHARD).to_string();
+    assert_eq!(told, "unavailable, because no NVIDIA driver is installed");
 }
 
 #[test]
