@@ -25,33 +25,33 @@ pub(crate) struct Calls(Arc<(Mutex<Called>, Condvar)>);
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
 enum Called {
     #[default]
-    ToNothing,
-    ToLook,
-    ToEnd,
+    No,
+    Look,
+    End,
 }
 
 impl Calls {
     fn call(&self, wanted: Called) {
         let mut called = self.called();
         // The end is not taken back.
-        if *called != Called::ToEnd {
+        if *called != Called::End {
             *called = wanted;
         }
         self.0.1.notify_all();
     }
 
     pub(crate) fn ends(&self) -> bool {
-        *self.called() == Called::ToEnd
+        *self.called() == Called::End
     }
 
     /// Sleeps until `until`, or until the thread is called; says what for.
     fn sleep_until(&self, until: Instant) -> Called {
         let left = until.saturating_duration_since(Instant::now());
-        let woken = self.0.1.wait_timeout_while(self.called(), left, |called| *called == Called::ToNothing);
+        let woken = self.0.1.wait_timeout_while(self.called(), left, |called| *called == Called::No);
         let (mut called, _) = woken.unwrap_or_else(PoisonError::into_inner);
         let wanted = *called;
-        if wanted == Called::ToLook {
-            *called = Called::ToNothing;
+        if wanted == Called::Look {
+            *called = Called::No;
         }
         wanted
     }
@@ -92,7 +92,7 @@ impl Lane {
                     task.next = Instant::now() + task.every;
                 }
                 let Some(next) = tasks.iter().map(|task| task.next).min() else { return };
-                if calls.sleep_until(next) == Called::ToLook {
+                if calls.sleep_until(next) == Called::Look {
                     tasks.iter_mut().for_each(|task| task.next = Instant::now());
                 }
             }
@@ -100,12 +100,12 @@ impl Lane {
     }
 
     pub(crate) fn ask_to_end(&self) {
-        self.calls.call(Called::ToEnd);
+        self.calls.call(Called::End);
     }
 
     /// Every task is due now.
     pub(crate) fn look_at_once(&self) {
-        self.calls.call(Called::ToLook);
+        self.calls.call(Called::Look);
     }
 }
 
