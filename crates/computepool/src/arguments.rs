@@ -1,6 +1,7 @@
 //! What a person can write on the command line.
 
 mod money;
+mod owner;
 
 use std::{fmt, path::PathBuf, str::FromStr};
 
@@ -10,7 +11,7 @@ use pool_coalition::proposal::RegistryDomain;
 use pool_orchestrator::control::ServingWishes;
 use pool_types::{Activation, FlowRate};
 
-pub(crate) use self::money::*;
+pub(crate) use self::{money::*, owner::*};
 use crate::paying::PayOptions;
 
 /// One large model over several computers, answered through an OpenAI endpoint.
@@ -28,7 +29,7 @@ pub(crate) enum Command {
     /// Stop what `up` started
     Down(DownArguments),
     /// Run one node that offers this machine to an orchestrator
-    Node(NodeArguments),
+    Node(Box<NodeArguments>),
     /// Show what an owner's node does, and why
     Status(OwnerStateArguments),
     /// Give the machine back and share nothing for a while
@@ -39,6 +40,10 @@ pub(crate) enum Command {
     Downloads(OwnerStateArguments),
     /// Show what an owner's node decided lately, and why
     Log(OwnerLogArguments),
+    /// What a node of `node --policy` earned, used, and did in its shifts
+    Earnings(OwnerEarningsArguments),
+    /// Write what somebody who helps needs to know of a node, without secrets
+    Diagnostics(OwnerDiagnosticsArguments),
     /// Run an orchestrator that nodes on other machines register with
     Orchestrator(OrchestratorArguments),
     /// Talk to a model
@@ -294,6 +299,8 @@ pub(crate) struct NodeArguments {
     /// The least income to serve for while a session runs, in units of 10^-6 USDC a second
     #[arg(long, default_value_t = 0, value_name = "UNITS", requires = "registry")]
     pub(crate) least_income: u64,
+    #[command(flatten)]
+    pub(crate) chain: ChainArguments,
     /// Serve only when the owner does not need the machine, and give it back at once [default: serve always]
     #[arg(long)]
     pub(crate) policy: bool,
@@ -333,58 +340,6 @@ pub(crate) struct ManifestArguments {
     /// File with the passphrase of the key [default: COMPUTEPOOL_PASSPHRASE]
     #[arg(long, value_name = "FILE")]
     pub(crate) passphrase_file: Option<PathBuf>,
-}
-
-#[derive(Clone, Debug, Args)]
-pub(crate) struct OwnerStateArguments {
-    /// The state folder of `node --policy`
-    #[arg(long, value_name = "FOLDER")]
-    pub(crate) state: PathBuf,
-    /// As JSON
-    #[arg(long)]
-    pub(crate) json: bool,
-}
-
-#[derive(Clone, Debug, Args)]
-pub(crate) struct OwnerPauseArguments {
-    /// The state folder of `node --policy`
-    #[arg(long, value_name = "FOLDER")]
-    pub(crate) state: PathBuf,
-    /// For so many minutes [default: until you resume]
-    #[arg(long, value_name = "MINUTES", value_parser = clap::value_parser!(u32).range(1..=10080))]
-    pub(crate) minutes: Option<u32>,
-    /// Until tomorrow, 8:00
-    #[arg(long, conflicts_with = "minutes")]
-    pub(crate) until_tomorrow: bool,
-    /// Let what runs come to its end, then pause until you resume
-    #[arg(long, conflicts_with_all = ["minutes", "until_tomorrow"])]
-    pub(crate) finish: bool,
-}
-
-#[derive(Clone, Debug, Args)]
-pub(crate) struct OwnerResumeArguments {
-    /// The state folder of `node --policy`
-    #[arg(long, value_name = "FOLDER")]
-    pub(crate) state: PathBuf,
-    /// Share now, even while you use the machine, until you pause or resume
-    #[arg(long)]
-    pub(crate) now: bool,
-    /// With --now: for so many minutes
-    #[arg(long, value_name = "MINUTES", requires = "now", value_parser = clap::value_parser!(u32).range(1..=10080))]
-    pub(crate) minutes: Option<u32>,
-}
-
-#[derive(Clone, Debug, Args)]
-pub(crate) struct OwnerLogArguments {
-    /// The state folder of `node --policy`
-    #[arg(long, value_name = "FOLDER")]
-    pub(crate) state: PathBuf,
-    /// Only so many of the newest decisions
-    #[arg(long, default_value_t = 50, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
-    pub(crate) last: u32,
-    /// One JSON object per decision, with the signals that caused it
-    #[arg(long)]
-    pub(crate) json: bool,
 }
 
 #[derive(Clone, Debug, Args)]

@@ -26,7 +26,7 @@ pub(crate) fn run(arguments: NodeArguments) -> Result<ExitCode> {
         println!("{}", wallet.address());
         return Ok(ExitCode::SUCCESS);
     }
-    logs::start(Some(&arguments.state.join("log.jsonl")), arguments.verbose)
+    logs::start(Some(&owner::log_file(&arguments.state)), arguments.verbose)
         .with_context(|| format!("cannot write a log in {}", arguments.state.display()))?;
     let capabilities = match &arguments.capabilities {
         Some(json) => serde_json::from_str(json).context("--capabilities is not usable")?,
@@ -41,6 +41,7 @@ pub(crate) fn run(arguments: NodeArguments) -> Result<ExitCode> {
     let roster = read_roster(&arguments.roster)?;
     let fetched = arguments.manifest.as_deref().map(|file| manifest::read(file, &arguments)).transpose()?;
     let (local, vote) = (arguments.model, arguments.registry);
+    let chain = owner::chain(&arguments.chain)?;
     let config = |model| NodeConfig {
         orchestrator: arguments.orchestrator,
         roster,
@@ -66,7 +67,7 @@ pub(crate) fn run(arguments: NodeArguments) -> Result<ExitCode> {
         };
         let config = config(model);
         match policy {
-            Some(wishes) => owner::run(config, &state, wishes, shutdown).await?,
+            Some(wishes) => owner::run(config, &state, wishes, chain, shutdown).await?,
             None => pool_node::run(config, shutdown).await?,
         }
         Ok(ExitCode::SUCCESS)

@@ -1,5 +1,8 @@
 //! `computepool node --policy`, what the owner asks of it (`computepool pause`, `resume`), and what it did (`status`, `log`).
 
+mod diagnostics;
+mod earnings;
+
 use std::{
     fs,
     net::SocketAddr,
@@ -14,7 +17,8 @@ use jiff::tz::TimeZone;
 use pool_api::{
     Access, DownloadView, ErrorAnswer, GivenBack, OwnerCommand, OwnerState, PastDecision, Server, Sources, Until,
 };
-use pool_node::{NodeConfig, NodeModel, owner};
+use pool_chain::{AddressBook, Chain, ChainConfig};
+use pool_node::{NodeConfig, NodeModel, income::Income, owner};
 use pool_policy::{Decision, Settings};
 use pool_sense::{Presence, Senses, Surroundings};
 use pool_store::Store;
@@ -24,9 +28,13 @@ use serde_json::json;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
+pub(crate) use self::{diagnostics::diagnostics, earnings::earnings};
 use crate::{
-    arguments::{NodeArguments, OwnerLogArguments, OwnerPauseArguments, OwnerResumeArguments, OwnerStateArguments},
-    serving,
+    arguments::{
+        ChainArguments, NodeArguments, OwnerLogArguments, OwnerPauseArguments, OwnerResumeArguments,
+        OwnerStateArguments,
+    },
+    network, serving,
     state::StateFolder,
     when::utc,
 };
@@ -37,10 +45,18 @@ const INTERFACE: Duration = Duration::from_secs(10);
 /// The first decision waits this long for the sensors: one that was not read yet looks like one that fails, and a node
 /// that was started again would take that for an input.
 const FIRST_READINGS: Duration = Duration::from_secs(5);
+/// How often a node that follows a chain asks it for news.
+
+const POLL: Duration = Duration::from_secs(5);
 
 /// The node's memory of itself, in its state folder.
 fn database(state: &Path) -> PathBuf {
     state.join("node.db")
+}
+
+/// The node's log, in its state folder.
+pub(crate) fn log_file(state: &Path) -> PathBuf {
+    state.join("log.jsonl")
 }
 
 /// When to share, as the command line says it.
@@ -63,14 +79,34 @@ pub(crate) fn wishes(arguments: &NodeArguments) -> Result<Wishes> {
     Ok(Wishes { settings, share_cpu: arguments.share_cpu })
 }
 
+/// The chain to follow, if one is named: its book is read at once, and its node may come later.
+pub(crate) fn chain(arguments: &ChainArguments) -> Result<Option<(ChainConfig, AddressBook)>> {
+    let Some(rpc) = &arguments.rpc else { return Ok(None) };
+    Ok(Some((ChainConfig { poll: POLL, ..ChainConfig::new(rpc) }, network::book(arguments)?)))
+}
+
 /// Runs an owner's node with the real sensors until `shutdown`.
-pub(crate) async fn run(node: NodeConfig, state: &Path, wishes: Wishes, shutdown: CancellationToken) -> Result<()> {
+pub(crate) async fn run(
+    node: NodeConfig,
+    state: &Path,
+    wishes: Wishes,
+    chain: Option<(ChainConfig, AddressBook)>,
+    shutdown: CancellationToken,
+) -> Result<()> {
     // Two nodes of one owner would each believe that the machine is theirs to give back.
     let folder = StateFolder::lock(state)?;
     let store = open_or_create(&database(folder.path())).await?;
     let mut settings = match wishes.settings {
         Some(settings) => settings,
-        None => owner::kept_settings(&store).await?.unwrap_or_default(),
+        None => {
+            let kept = owner::kept_settings(&store).await?;
+            if let Some(why) = kept.unreadable {
+                eprintln!(
+                    "The settings that were kept cannot be used ({why}). They are kept aside, and the defaults hold."
+                );
+            }
+            kept.settings.unwrap_or_default()
+        }
     };
     settings.share_cpu |= wishes.share_cpu;
     let senses = Arc::new(Senses::start(&Surroundings::of_this_process())?);
@@ -85,11 +121,21 @@ pub(crate) async fn run(node: NodeConfig, state: &Path, wishes: Wishes, shutdown
         NodeModel::Local(path) => path.file_stem().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default(),
         NodeModel::Fetched(fetch) => fetch.name().to_owned(),
     };
+    let clock = owner::Clock::system();
+    let closing = CancellationToken::new();
+    let income = match chain {
+        Some((config, book)) => {
+            let chain = Chain::unchecked(config, book)?;
+            Some(Income::follow(chain, node.wallet.address(), store.clone(), closing.clone()).await?)
+        }
+        None => None,
+    };
     let config = owner::OwnerConfig {
         node,
         model_name,
         presence: senses,
         settings,
+        clock: clock.clone(),
         zone: TimeZone::system(),
         store: store.clone(),
     };
@@ -97,8 +143,16 @@ pub(crate) async fn run(node: NodeConfig, state: &Path, wishes: Wishes, shutdown
     let (asks, asked) = mpsc::channel(16);
     let server = Server::bind(SocketAddr::from(([127, 0, 0, 1], 0))).await?;
     server.access().write(folder.path())?;
-    let sources = Sources { view: seen.clone(), asks, store: store.clone(), downloads };
-    let closing = CancellationToken::new();
+    let sources = Sources {
+        view: seen.clone(),
+        asks,
+        store: store.clone(),
+        downloads,
+        income,
+        clock,
+        zone: TimeZone::system(),
+        log: log_file(folder.path()),
+    };
     let interface = tokio::spawn(server.serve(sources, closing.clone()));
     let tell = tokio::spawn(async move {
         let mut last: Option<Decision> = None;

@@ -156,6 +156,162 @@ until: Until, } | { "command": "finish_then_pause" } | { "command": "share_now",
  */
 until: Until, } | { "command": "resume" } | { "command": "not_now" };
 
+export type Period = { 
+/**
+ * Unix seconds at which it begins.
+ */
+from: number, 
+/**
+ * Streamed to the operator.
+ */
+gross: string, 
+/**
+ * Seconds of serving.
+ */
+served: number, 
+/**
+ * Tokens that went through the layers.
+ */
+tokens: number, 
+/**
+ * Watt hours, as far as they were measured.
+ */
+watt_hours: number, 
+/**
+ * Seconds of the serving whose energy was measured: all of it, or the costs are incomplete.
+ */
+measured: number, 
+/**
+ * What the energy cost; absent while no price of electricity is set.
+ */
+cost: string | null, 
+/**
+ * `gross` less `cost`; absent as that is.
+ */
+net: string | null, };
+
+export type EarningsView = { 
+/**
+ * Whether the node follows a chain at all, and which; without one it serves without payment.
+ */
+network: string | null, 
+/**
+ * Whether it is play money: show it as such.
+ */
+test_money: boolean, 
+/**
+ * Earned in all.
+ */
+earned: string, 
+/**
+ * What streams in now, a second.
+ */
+rate: string, 
+/**
+ * Unix seconds at which `earned` holds.
+ */
+at: number, 
+/**
+ * Since midnight, by the owner's clock.
+ */
+today: Period, 
+/**
+ * The last 7 days.
+ */
+week: Period, 
+/**
+ * The last 30 days.
+ */
+month: Period, 
+/**
+ * Unix seconds until which the chain's own books agree to the wei; absent before the first comparison.
+ */
+reconciled_until: number | null, 
+/**
+ * What the chain says less what was booked, where they do not agree.
+ */
+differs: string | null, 
+/**
+ * Why the chain cannot be read now: what is shown is what was known before.
+ */
+trouble: string | null, };
+
+export type ShiftStatus = "streaming" | "idle" | "stopped" | "reconciled" | "unreconciled" | "unpaid";
+
+export type ShiftView = { 
+/**
+ * Which; they grow.
+ */
+id: number, 
+/**
+ * Unix milliseconds.
+ */
+began: number, 
+/**
+ * Unix milliseconds; absent while it runs.
+ */
+ended: number | null, 
+/**
+ * The model's name.
+ */
+model: string, 
+/**
+ * As text like `0-15`.
+ */
+layers: string, 
+/**
+ * Members of its coalition, the node itself included.
+ */
+members: number, 
+/**
+ * What it brought and used. All that streams until the next shift begins is this one's.
+ */
+books: Period, 
+/**
+ * How much longer than the work the stream ran, in seconds, once both have ended.
+ */
+stream_ran_on: number | null, 
+/**
+ * Where its money stands.
+ */
+status: ShiftStatus, };
+
+export type WalletView = { 
+/**
+ * Its address.
+ */
+address: string, 
+/**
+ * On which chain.
+ */
+network: string, 
+/**
+ * Whether it is play money: show it as such.
+ */
+test_money: boolean, 
+/**
+ * USDC.
+ */
+usdc: string, 
+/**
+ * USDCx that can be moved.
+ */
+usdcx: string, 
+/**
+ * USDCx that pools hold for it; anybody can have it paid out.
+ */
+claimable: string, 
+/**
+ * What streams in, USDCx a second.
+ */
+rate: string, 
+/**
+ * Unix seconds of the block at which that holds.
+ */
+at: number, };
+
+export type OwnerEvent = { "event": "state", "data": OwnerState } | { "event": "downloads", "data": Array<DownloadView> } | { "event": "earnings", "data": EarningsView };
+
 export type ErrorCode = "token" | "settings" | "other";
 
 export type ErrorAnswer = { 

@@ -10,10 +10,14 @@
 //! | `GET /v1/owner/state` | [`OwnerState`] |
 //! | `GET /v1/owner/decisions?last=50` | a list of [`PastDecision`], the newest first |
 //! | `GET /v1/owner/downloads` | a list of [`DownloadView`] |
+//! | `GET /v1/owner/earnings` | an [`EarningsView`] |
+//! | `GET /v1/owner/shifts?last=50` | a list of [`ShiftView`], the newest first |
+//! | `GET /v1/owner/wallet` | a [`WalletView`], asked of the chain at that moment |
+//! | `GET /v1/owner/diagnostics` | the bundle, as JSON ([`Diagnostics`]) |
 //! | `GET /v1/owner/settings` | the settings (`pool_policy::Settings`) |
 //! | `PUT /v1/owner/settings` | checks and takes them; [`ErrorCode::Settings`] says what is wrong |
 //! | `POST /v1/owner/commands` | an [`OwnerCommand`]; answers with the [`OwnerState`] that follows |
-//! | `GET /v1/owner/events` | a WebSocket: an [`OwnerState`] now and at each change |
+//! | `GET /v1/owner/events` | a WebSocket: [`OwnerEvent`]s, each kind once at first and then at its changes |
 //!
 //! ```
 //! use pool_api::{OwnerCommand, Until};
@@ -25,12 +29,15 @@
 //! ```
 
 mod access;
+mod diagnostics;
+mod earnings;
 mod server;
 mod wire;
 
 pub use access::{Access, AccessError};
+pub use diagnostics::{Diagnostics, without_secrets};
 pub use server::{Server, ServerError, Sources};
 pub use wire::{
-    DownloadStage, DownloadView, ErrorAnswer, ErrorCode, GivenBack, GpuState, OwnerCommand, OwnerState, PastDecision,
-    Stage, UnavailableSensor, Until, typescript,
+    DownloadStage, DownloadView, EarningsView, ErrorAnswer, ErrorCode, GivenBack, GpuState, OwnerCommand, OwnerEvent,
+    OwnerState, PastDecision, Period, ShiftStatus, ShiftView, Stage, UnavailableSensor, Until, WalletView, typescript,
 };

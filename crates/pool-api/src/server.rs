@@ -1,6 +1,6 @@
 //! The interface over HTTP.
 
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{env, future::pending, io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use axum::{
     Json, Router,
@@ -14,11 +14,17 @@ use axum::{
     response::{IntoResponse, Response},
     routing::{get, post},
 };
+use jiff::tz::TimeZone;
 use pool_models::DownloadStatus;
-use pool_node::owner::{Ask, OwnerView, Wish};
+use pool_node::{
+    income::Income,
+    owner::{Ask, Clock, OwnerView, Wish},
+};
 use pool_policy::Settings;
-use pool_store::Store;
-use serde::Deserialize;
+use pool_store::{Store, StoreError};
+use pool_types::Usdcx;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 use thiserror::Error;
 use tokio::{
     net::TcpListener,
@@ -29,12 +35,14 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     Access,
-    wire::{DownloadView, ErrorAnswer, ErrorCode, OwnerCommand, OwnerState, PastDecision},
+    diagnostics::Diagnostics,
+    earnings::Books,
+    wire::{DownloadView, ErrorAnswer, ErrorCode, OwnerCommand, OwnerEvent, OwnerState, PastDecision, WalletView},
 };
 
 const LARGEST_BODY: usize = 64 << 10;
-/// Decisions that are told at once.
-const MOST_DECISIONS: u32 = 1000;
+/// Decisions or shifts that are told at once.
+const MOST_TOLD: u32 = 1000;
 /// Interfaces that may listen to events at the same time.
 const LISTENERS: usize = 16;
 /// A listener that does not take an event for this long is let go.
@@ -53,6 +61,14 @@ pub struct Sources {
     pub store: Store,
     /// Models on their way, where the node fetches any.
     pub downloads: Option<watch::Receiver<Vec<DownloadStatus>>>,
+    /// What is earned, where the node follows a chain.
+    pub income: Option<Income>,
+    /// The time.
+    pub clock: Clock,
+    /// The owner's time of day.
+    pub zone: TimeZone,
+    /// The node's log.
+    pub log: PathBuf,
 }
 
 /// Why the interface cannot be offered.
@@ -112,6 +128,10 @@ impl Server {
             .route("/v1/owner/state", get(state))
             .route("/v1/owner/decisions", get(decisions))
             .route("/v1/owner/downloads", get(downloads))
+            .route("/v1/owner/earnings", get(earnings))
+            .route("/v1/owner/shifts", get(shifts))
+            .route("/v1/owner/wallet", get(wallet))
+            .route("/v1/owner/diagnostics", get(diagnostics))
             .route("/v1/owner/settings", get(settings).put(set))
             .route("/v1/owner/commands", post(command))
             .route("/v1/owner/events", get(events))
@@ -175,29 +195,104 @@ async fn state(State(interface): State<Arc<Interface>>) -> Response {
 
 #[derive(Deserialize)]
 struct Last {
-    #[serde(default = "some_decisions")]
+    #[serde(default = "some")]
     last: u32,
 }
 
-fn some_decisions() -> u32 {
+fn some() -> u32 {
     50
 }
 
-/// The decisions, with what caused each: for `computepool log --json` and the diagnostics.
-async fn decisions(State(interface): State<Arc<Interface>>, Query(Last { last }): Query<Last>) -> Response {
-    match interface.sources.store.decisions(last.min(MOST_DECISIONS)).await {
-        Ok(past) => Json(past.into_iter().map(PastDecision::from).collect::<Vec<_>>()).into_response(),
+/// What was read from the books, or that they cannot be read.
+fn told<T: Serialize>(what: &str, read: Result<T, StoreError>) -> Response {
+    match read {
+        Ok(told) => Json(told).into_response(),
         Err(error) => {
-            tracing::error!(%error, "the decisions cannot be read");
-            let message = "The decisions of the past cannot be read.";
-            failure(StatusCode::INTERNAL_SERVER_ERROR, ErrorCode::Other, message, "Look into the log.")
+            tracing::error!(%error, what, "the books cannot be read");
+            let message = format!("{what} cannot be read.");
+            failure(StatusCode::INTERNAL_SERVER_ERROR, ErrorCode::Other, &message, "Look into the log.")
         }
     }
 }
 
+/// The decisions, with what caused each: for `computepool log --json` and the diagnostics.
+async fn decisions(State(interface): State<Arc<Interface>>, Query(Last { last }): Query<Last>) -> Response {
+    let past = interface.sources.store.decisions(last.min(MOST_TOLD)).await;
+    let past = past.map(|past| past.into_iter().map(PastDecision::from).collect::<Vec<_>>());
+    told("The decisions of the past", past)
+}
+
+impl Sources {
+    fn books(&self) -> Books<'_> {
+        let counts_costs = self.view.borrow().as_ref().is_some_and(|view| view.settings.electricity_price.is_some());
+        let (store, income, zone) = (&self.store, self.income.as_ref(), &self.zone);
+        Books { store, income, zone, counts_costs, now: self.clock.now().wall }
+    }
+
+    fn downloads(&self) -> Vec<DownloadView> {
+        let list = self.downloads.as_ref().map(|list| list.borrow().iter().map(DownloadView::from).collect());
+        list.unwrap_or_default()
+    }
+}
+
+async fn earnings(State(interface): State<Arc<Interface>>) -> Response {
+    told("The earnings", interface.sources.books().earnings().await)
+}
+
+async fn shifts(State(interface): State<Arc<Interface>>, Query(Last { last }): Query<Last>) -> Response {
+    told("The shifts", interface.sources.books().shifts(last.min(MOST_TOLD)).await)
+}
+
+async fn wallet(State(interface): State<Arc<Interface>>) -> Response {
+    let Some(income) = &interface.sources.income else {
+        let message = "This node follows no chain, so it cannot say what the wallet holds.";
+        let action = "Start it with the address of a chain's node.";
+        return failure(StatusCode::NOT_FOUND, ErrorCode::Other, message, action);
+    };
+    let book = income.chain().book();
+    match timeout(EFFECT, income.account()).await {
+        Ok(Ok(account)) => Json(WalletView {
+            address: income.operator().to_string(),
+            network: book.network.clone(),
+            test_money: !book.real_money,
+            usdc: account.usdc.to_string(),
+            usdcx: account.usdcx.to_string(),
+            claimable: account.claimable.to_string(),
+            rate: Usdcx::from_wei(account.rate).to_string(),
+            at: account.at,
+        })
+        .into_response(),
+        Ok(Err(error)) => {
+            let message = format!("What the wallet holds cannot be read: {error}.");
+            failure(StatusCode::BAD_GATEWAY, ErrorCode::Other, &message, "Try again in a moment.")
+        }
+        Err(_) => {
+            let message = "The chain does not say in time what the wallet holds.";
+            failure(StatusCode::GATEWAY_TIMEOUT, ErrorCode::Other, message, "Try again in a moment.")
+        }
+    }
+}
+
+/// Everything that somebody who helps needs, without secrets.
+async fn diagnostics(State(interface): State<Arc<Interface>>) -> Response {
+    let sources = &interface.sources;
+    let json = |told: Result<Value, serde_json::Error>| told.unwrap_or(Value::Null);
+    let mut running = Map::new();
+    let view = sources.view.borrow().clone();
+    running.insert("state".to_owned(), json(serde_json::to_value(view.as_ref().map(OwnerState::from))));
+    running.insert("settings".to_owned(), json(serde_json::to_value(view.as_ref().map(|view| &view.settings))));
+    running.insert("downloads".to_owned(), json(serde_json::to_value(sources.downloads())));
+    let earnings = sources.books().earnings().await.ok();
+    running.insert("earnings".to_owned(), json(serde_json::to_value(earnings)));
+    let home = env::home_dir();
+    let secrets = [interface.access.token.as_str()];
+    let parts =
+        Diagnostics { store: &sources.store, log: &sources.log, home: home.as_deref(), running, secrets: &secrets };
+    told("The diagnostics", parts.collect().await)
+}
+
 async fn downloads(State(interface): State<Arc<Interface>>) -> Json<Vec<DownloadView>> {
-    let list = interface.sources.downloads.as_ref().map(|list| list.borrow().iter().map(DownloadView::from).collect());
-    Json(list.unwrap_or_default())
+    Json(interface.sources.downloads())
 }
 
 async fn settings(State(interface): State<Arc<Interface>>) -> Response {
@@ -257,27 +352,50 @@ async fn events(State(interface): State<Arc<Interface>>, upgrade: WebSocketUpgra
     })
 }
 
+/// A change of what is told under this; never where there is nothing to tell.
+async fn changes<T>(told: &mut Option<watch::Receiver<T>>) {
+    match told {
+        Some(told) => {
+            if told.changed().await.is_err() {
+                pending().await
+            }
+        }
+        None => pending().await,
+    }
+}
+
 async fn tell(mut socket: WebSocket, interface: Arc<Interface>) {
-    let mut view = interface.sources.view.clone();
+    let sources = &interface.sources;
+    let mut view = sources.view.clone();
+    let mut downloads = sources.downloads.clone();
+    let mut income = sources.income.as_ref().map(Income::view);
     view.mark_changed();
+    downloads.iter_mut().for_each(watch::Receiver::mark_changed);
+    income.iter_mut().for_each(watch::Receiver::mark_changed);
     loop {
-        tokio::select! {
+        let event = tokio::select! {
             changed = view.changed() => {
                 if changed.is_err() {
                     break;
                 }
                 let state = view.borrow_and_update().as_ref().map(OwnerState::from);
-                let Some(text) = state.and_then(|state| serde_json::to_string(&state).ok()) else { continue };
-                if !matches!(timeout(SLOW, socket.send(Message::text(text))).await, Ok(Ok(()))) {
-                    return;
-                }
+                state.map(|state| OwnerEvent::State(Box::new(state)))
+            }
+            () = changes(&mut downloads) => Some(OwnerEvent::Downloads(sources.downloads())),
+            () = changes(&mut income) => {
+                let earnings = sources.books().earnings().await;
+                earnings.map(|earnings| OwnerEvent::Earnings(Box::new(earnings))).ok()
             }
             message = socket.recv() => match message {
                 // A listener has nothing to say.
-                Some(Ok(Message::Ping(_) | Message::Pong(_))) => {}
+                Some(Ok(Message::Ping(_) | Message::Pong(_))) => None,
                 _ => return,
             },
             () = interface.shutdown.cancelled() => break,
+        };
+        let Some(text) = event.and_then(|event| serde_json::to_string(&event).ok()) else { continue };
+        if !matches!(timeout(SLOW, socket.send(Message::text(text))).await, Ok(Ok(()))) {
+            return;
         }
     }
     let _ = timeout(SLOW, socket.send(Message::Close(None))).await;

@@ -1,11 +1,15 @@
 //! The words of the interface.
 
+mod earnings;
+
 use pool_models::{DownloadState, DownloadStatus};
 use pool_node::{Activity, owner::OwnerView};
 use pool_policy::{Command, Seconds, Term};
 use pool_store::{DecisionRecord, YieldTimes};
 use serde::{Deserialize, Serialize};
 use ts_rs::{Config, TS};
+
+pub use self::earnings::{EarningsView, Period, ShiftStatus, ShiftView, WalletView};
 
 /// What the node is in, in one word: the tray's icon.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, TS)]
@@ -289,6 +293,18 @@ impl From<OwnerCommand> for Command {
     }
 }
 
+/// What is told to those who listen: each kind once at first, then at its changes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, TS)]
+#[serde(tag = "event", content = "data", rename_all = "snake_case")]
+pub enum OwnerEvent {
+    /// What the node does.
+    State(Box<OwnerState>),
+    /// All downloads.
+    Downloads(Vec<DownloadView>),
+    /// What is earned: when the rate changes, or the chain was compared. In between, count on at `rate`.
+    Earnings(Box<EarningsView>),
+}
+
 /// Errors that an interface acts on; everything else is told by its status and its sentence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, TS)]
 #[serde(rename_all = "snake_case")]
@@ -326,6 +342,12 @@ pub fn typescript() -> String {
         DownloadView::decl(&config),
         Until::decl(&config),
         OwnerCommand::decl(&config),
+        Period::decl(&config),
+        EarningsView::decl(&config),
+        ShiftStatus::decl(&config),
+        ShiftView::decl(&config),
+        WalletView::decl(&config),
+        OwnerEvent::decl(&config),
         ErrorCode::decl(&config),
         ErrorAnswer::decl(&config),
     ];

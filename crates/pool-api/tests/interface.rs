@@ -6,15 +6,16 @@ use std::{net::SocketAddr, time::Duration};
 use futures::StreamExt;
 use jiff::{Timestamp, tz::TimeZone};
 use pool_api::{
-    Access, ErrorAnswer, ErrorCode, OwnerCommand, OwnerState, PastDecision, Server, ServerError, Sources, Stage, Until,
+    Access, EarningsView, ErrorAnswer, ErrorCode, OwnerCommand, OwnerEvent, OwnerState, PastDecision, Server,
+    ServerError, ShiftStatus, ShiftView, Sources, Stage, Until,
 };
 use pool_node::{
     Activity,
-    owner::{Ask, OwnerView, Wish},
+    owner::{Ask, Clock, OwnerView, Wish},
 };
 use pool_policy::{Command, Memory, Moment, Seconds, Settings, Signals, Term, decide};
-use pool_store::{DecisionRecord, Store, YieldTimes};
-use pool_types::Reading;
+use pool_store::{DecisionRecord, Store, Work, YieldTimes};
+use pool_types::{Energy, Reading, Usdcx};
 use reqwest::{Client, Method, StatusCode};
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, watch};
@@ -83,7 +84,10 @@ impl Interface {
         let server = Server::bind(SocketAddr::from(([127, 0, 0, 1], 0))).await.unwrap();
         let access = server.access().clone();
         let shutdown = CancellationToken::new();
-        let sources = Sources { view, asks, store: store.clone(), downloads: None };
+        let log = folder.path().join("log.jsonl");
+        std::fs::write(&log, format!("{{\"message\":\"the token is {}\"}}\n", access.token)).unwrap();
+        let (clock, zone) = (Clock::system(), TimeZone::UTC);
+        let sources = Sources { view, asks, store: store.clone(), downloads: None, income: None, clock, zone, log };
         tokio::spawn(server.serve(sources, shutdown.clone()));
         let client = Client::builder().no_proxy().timeout(PATIENCE).build().unwrap();
         Self { access, client, store, obeyed, shutdown, _folder: folder }
@@ -166,12 +170,46 @@ async fn the_past_is_told_newest_first_and_events_as_they_come() {
     let mut next = async || {
         let message = tokio::time::timeout(PATIENCE, events.next()).await.expect("an event comes").unwrap().unwrap();
         let Message::Text(text) = message else { panic!("{message:?}") };
-        serde_json::from_str::<OwnerState>(&text).unwrap()
+        let event = serde_json::from_str::<OwnerEvent>(&text).unwrap();
+        let OwnerEvent::State(state) = event else { panic!("{event:?}") };
+        state
     };
     assert_eq!(next().await.stage, Stage::Waiting, "what holds now comes first");
     let pause = json!({"command": "pause", "until": {"kind": "told"}});
     interface.ask(Method::POST, "/v1/owner/commands", Some(pause)).await;
     assert_eq!(next().await.stage, Stage::Paused);
+}
+
+#[tokio::test]
+async fn a_node_that_follows_no_chain_says_so_and_counts_its_work() {
+    let interface = Interface::start().await;
+    let now = u64::try_from(Timestamp::now().as_millisecond()).unwrap();
+    let shift = interface.store.shift_begun(now - 60_000, "tiny", "0-3", 2).await.unwrap();
+    let work = Work { served: 60_000, measured: 30_000, tokens: 9, energy: Energy(7_200_000), cost: Usdcx::ZERO };
+    interface.store.shift_worked(shift, now, work, true).await.unwrap();
+    let (_, earnings) = interface.ask(Method::GET, "/v1/owner/earnings", None).await;
+    let earnings: EarningsView = serde_json::from_value(earnings).unwrap();
+    assert_eq!((earnings.network, earnings.test_money, earnings.trouble), (None, true, None));
+    let week = earnings.week;
+    assert_eq!((week.served, week.measured, week.tokens, week.watt_hours), (60, 30, 9, 2));
+    assert_eq!((week.cost, week.net), (None, None), "without a price of electricity no net is made up");
+    let (_, shifts) = interface.ask(Method::GET, "/v1/owner/shifts", None).await;
+    let shifts: Vec<ShiftView> = serde_json::from_value(shifts).unwrap();
+    assert_eq!((shifts.len(), shifts[0].status), (1, ShiftStatus::Unpaid));
+    let (status, error) = interface.ask(Method::GET, "/v1/owner/wallet", None).await;
+    assert_eq!(status, StatusCode::NOT_FOUND);
+    assert!(error["message"].as_str().unwrap().contains("follows no chain"), "{error}");
+}
+
+#[tokio::test]
+async fn the_diagnostics_say_what_the_node_does_and_not_how_to_get_in() {
+    let interface = Interface::start().await;
+    let (status, bundle) = interface.ask(Method::GET, "/v1/owner/diagnostics", None).await;
+    assert_eq!(status, StatusCode::OK);
+    assert_eq!(bundle["running"]["state"]["stage"], "waiting");
+    assert_eq!(bundle["running"]["settings"]["share_cpu"], true);
+    assert_eq!(bundle["log"][0]["message"], "the token is (removed)");
+    assert!(!bundle.to_string().contains(&interface.access.token));
 }
 
 #[tokio::test]

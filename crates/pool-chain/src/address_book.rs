@@ -28,6 +28,9 @@ pub struct AddressBook {
     pub network: String,
     /// EIP-155 chain id.
     pub chain_id: u64,
+    /// Whether its money is worth anything. Unless a book says so, nothing that lies there is shown as money.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub real_money: bool,
     /// The block from which on our contracts have written events.
     pub start_block: u64,
     /// Superfluid's liquidation period for USDCx, in seconds: a stream locks so many seconds of its rate.

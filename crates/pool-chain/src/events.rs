@@ -12,7 +12,7 @@ mod history;
 
 use alloy::primitives::{Address, B256};
 pub use cursor::{Cursor, SeenBlock};
-pub use follow::{FollowOptions, Following};
+pub use follow::{FollowOptions, Following, Sessions};
 pub use history::{Stretch, VaultBooks};
 use pool_coalition::proposal::Proposal;
 use pool_types::{FlowRate, Usdc, Usdcx};

@@ -5,14 +5,14 @@ use std::time::Duration;
 
 use pool_chain::{
     Chain, calls,
-    events::{Cursor, Event, FollowOptions, Following, Logged, Update},
+    events::{Cursor, Event, FollowOptions, Following, Logged, Sessions, Update},
 };
 use pool_testkit::LocalChain;
 use pool_types::{FlowRate, Usdc};
 use tokio::time::timeout;
 
 const EVERY_BLOCK: FollowOptions =
-    FollowOptions { orchestrator: None, confirmations: 0, blocks_at_once: 1_000, waiting: 16, idle_blocks: 1 };
+    FollowOptions { sessions: Sessions::All, confirmations: 0, blocks_at_once: 1_000, waiting: 16, idle_blocks: 1 };
 /// Nothing here takes so long.
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -232,14 +232,18 @@ async fn unconfirmed_blocks_are_left_alone_and_strangers_contracts_are_nobody() 
     assert_eq!(books.rates(), [100]);
 
     // Who listens to another orchestrator's sessions hears of the coalition, and nothing of these.
-    let other = FollowOptions { orchestrator: Some(local.accounts().stranger.address()), ..EVERY_BLOCK };
+    let other = FollowOptions { sessions: Sessions::Of(local.accounts().stranger.address()), ..EVERY_BLOCK };
     let heard = from_the_beginning(chain, other).await?;
     assert!(heard.iter().any(|logged| matches!(logged.event, Event::Activated { .. })));
     let of_sessions = |logged: &&Logged| {
         matches!(logged.event, Event::SessionOpened { .. } | Event::VaultRate { .. } | Event::VaultDeployed { .. })
     };
     assert_eq!(heard.iter().find(of_sessions), None);
-    let ours = FollowOptions { orchestrator: Some(session.terms.orchestrator), ..EVERY_BLOCK };
+    let nobodys = FollowOptions { sessions: Sessions::Nobodys, ..EVERY_BLOCK };
+    let heard = from_the_beginning(chain, nobodys).await?;
+    assert_eq!(heard.iter().find(of_sessions), None);
+    assert!(heard.iter().any(|logged| matches!(logged.event, Event::Flow { .. })), "what flows into pools is heard");
+    let ours = FollowOptions { sessions: Sessions::Of(session.terms.orchestrator), ..EVERY_BLOCK };
     assert_eq!(from_the_beginning(chain, ours).await?, from_the_beginning(chain, EVERY_BLOCK).await?);
 
     // A contract that says `Closed(address)` of itself is no vault of ours: LOG2 of the event's name and an address.

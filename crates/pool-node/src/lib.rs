@@ -26,6 +26,7 @@ mod capabilities;
 mod config;
 mod fetch;
 pub mod identity;
+pub mod income;
 mod node;
 pub mod owner;
 mod shard;

@@ -205,6 +205,8 @@ struct Shard {
     linked: bool,
     /// Requests that hold cache, as it last said.
     requests: u32,
+    /// The tokens that it had worked on in an epoch, as it last said.
+    counted: (Epoch, u64),
     /// Since when it owes a word.
     quiet_since: Option<Instant>,
     /// Why it was killed, where we did it.
@@ -222,6 +224,7 @@ impl Shard {
             joined: None,
             linked: false,
             requests: 0,
+            counted: (Epoch(0), 0),
             quiet_since: None,
             verdict: None,
         }
@@ -363,6 +366,10 @@ impl Node {
             }
             FromShard::Stats { epoch, stats } => {
                 shard.requests = stats.sequences;
+                // They count from the beginning of the epoch.
+                let before = if shard.counted.0 == epoch { shard.counted.1 } else { 0 };
+                self.shift.worked(stats.rows.saturating_sub(before));
+                shard.counted = (epoch, stats.rows);
                 self.forward(epoch, ToOrchestrator::Stats { epoch, stats });
             }
         }

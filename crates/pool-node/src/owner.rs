@@ -4,15 +4,18 @@
 //! most one running shift, and stops when told to. Every change of what it does, with its reason and the signals that
 //! caused it, is kept in the store for seven days; so is how long each return of the machine took.
 
+mod books;
+mod clock;
+mod settings;
 mod shift;
 mod signals;
 
 use std::{
     sync::Arc,
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant},
 };
 
-use jiff::{Timestamp, tz::TimeZone};
+use jiff::tz::TimeZone;
 use pool_coalition::stand_down::Manner;
 use pool_models::Budget;
 use pool_policy::{Action, Command, Decision, Downloads, Memory, Moment, Percent, Problem, Settings, Signals, decide};
@@ -24,15 +27,21 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-use self::shift::{Finished, News, Running};
+use self::{
+    books::{Books, Used},
+    clock::unix_milliseconds,
+    shift::{Finished, News, Running},
+};
+pub use self::{
+    clock::Clock,
+    settings::{KeptSettings, kept_settings},
+};
 use crate::{
     backoff::Backoff,
     config::{NodeConfig, NodeModel},
     node::Activity,
 };
 
-/// How often the machine is looked at, unless something happens before.
-const LOOK: Duration = Duration::from_millis(250);
 /// How long decisions are kept.
 const KEEP: Duration = Duration::from_secs(7 * 24 * 3600);
 /// How often old ones are forgotten.
@@ -42,8 +51,6 @@ const PROBLEMS: [Duration; 4] =
     [Duration::from_secs(15), Duration::from_secs(60), Duration::from_secs(300), Duration::from_secs(900)];
 /// Where the policy's memory is kept among the settings, so that a pause survives a restart.
 const MEMORY: &str = "owner.memory";
-/// Where the settings in force are kept.
-const SETTINGS: &str = "owner.settings";
 
 /// What an owner's node is told when it starts.
 pub struct OwnerConfig {
@@ -55,6 +62,8 @@ pub struct OwnerConfig {
     pub presence: Arc<dyn Presence>,
     /// What the owner has set.
     pub settings: Settings,
+    /// The time.
+    pub clock: Clock,
     /// The owner's time of day.
     pub zone: TimeZone,
     /// Where decisions and yields are kept.
@@ -104,15 +113,6 @@ pub enum OwnerError {
     Store(#[from] StoreError),
 }
 
-/// The settings that were in force last, if any were kept.
-pub async fn kept_settings(store: &Store) -> Result<Option<Settings>, OwnerError> {
-    let kept = store.setting(SETTINGS).await?;
-    Ok(kept.and_then(|text| {
-        let read = serde_json::from_str(&text);
-        read.inspect_err(|error| warn!(%error, "the settings that were kept cannot be used; the defaults hold")).ok()
-    }))
-}
-
 /// Runs an owner's node until `shutdown`; then the machine is the owner's again. `asked` is what the owner asks for
 /// meanwhile, `view` shows what happens.
 pub async fn run(
@@ -135,8 +135,7 @@ impl Keeper {
         shutdown: &CancellationToken,
     ) -> Result<(), OwnerError> {
         let mut input = self.config.presence.input();
-        let mut look = tokio::time::interval(LOOK);
-        look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut clock = self.config.clock.clone();
         let mut input_works = true;
         let mut somebody_asks = true;
         loop {
@@ -146,7 +145,7 @@ impl Keeper {
                 () = shutdown.cancelled() => return Ok(()),
                 // The first touch: nothing is waited for.
                 changed = input.changed(), if input_works => input_works = changed.is_ok(),
-                news = shift::news(&mut self.running) => match news {
+                news = shift::news(&mut self.running, &self.config.clock) => match news {
                     News::Changed => {}
                     News::Finished(finished) => self.finish(finished).await?,
                 },
@@ -154,7 +153,7 @@ impl Keeper {
                     Some(ask) => self.obey(ask).await?,
                     None => somebody_asks = false,
                 },
-                _ = look.tick() => {}
+                () = clock.look() => {}
             }
         }
     }
@@ -163,15 +162,15 @@ impl Keeper {
 struct Keeper {
     config: OwnerConfig,
     view: watch::Sender<Option<OwnerView>>,
-    began: Instant,
     memory: Memory,
     last: Option<Decision>,
     running: Option<Running>,
-    /// What went wrong, and until when the owner is told of it.
-    problem: Option<(Problem, Instant)>,
+    books: Books,
+    /// What went wrong, and until when (on the steady clock) the owner is told of it.
+    problem: Option<(Problem, Duration)>,
     problems: Backoff,
     yields: YieldTimes,
-    tidied: Option<Instant>,
+    tidied: Option<Duration>,
     /// Those who asked for something and wait for what the node does then.
     waiting: Vec<oneshot::Sender<OwnerView>>,
 }
@@ -184,13 +183,14 @@ impl Keeper {
             read.inspect_err(|error| warn!(%error, "what was remembered cannot be read; a pause may be forgotten")).ok()
         });
         let yields = config.store.yield_times().await?;
+        let books = Books::open(&config.store, config.model_name.clone()).await?;
         let keeper = Self {
             config,
             view,
-            began: Instant::now(),
             memory: memory.unwrap_or_default(),
             last: None,
             running: None,
+            books,
             problem: None,
             problems: Backoff::new(&PROBLEMS),
             yields,
@@ -201,15 +201,11 @@ impl Keeper {
         Ok(keeper)
     }
 
-    fn moment(&self) -> Moment {
-        Moment { wall: Timestamp::now(), steady: self.began.elapsed() }
-    }
-
     async fn decide_and_act(&mut self, input: &watch::Receiver<Reading<Instant>>) -> Result<(), OwnerError> {
-        if self.problem.as_ref().is_some_and(|(_, until)| Instant::now() >= *until) {
+        let now = self.config.clock.now();
+        if self.problem.as_ref().is_some_and(|(_, until)| now.steady >= *until) {
             self.problem = None;
         }
-        let now = self.moment();
         let activity = self.running.as_ref().map_or(Activity::Idle, |running| running.shift.activity());
         let signals = signals::of(
             &self.config.presence.snapshot(),
@@ -224,6 +220,7 @@ impl Keeper {
         self.steer_downloads(&decision).await;
         let ours = self.running.iter().filter_map(|running| running.shift.process());
         self.config.presence.set_own_processes(ours.collect());
+        self.count(now, &activity).await?;
         if self.last.as_ref().is_none_or(|last| decision.is_transition_from(last)) {
             self.keep(&decision, now, &signals).await?;
         }
@@ -280,6 +277,8 @@ impl Keeper {
 
     /// A shift has ended: keep how long the return took, or tell what went wrong.
     async fn finish(&mut self, finished: Finished) -> Result<(), OwnerError> {
+        // What it did until now is booked while it can still be asked.
+        let counted = self.count(self.config.clock.now(), &Activity::Idle).await;
         self.running = None;
         match finished {
             Finished::GaveBack(record) => {
@@ -291,10 +290,10 @@ impl Keeper {
             Finished::Left => self.problems.reset(),
             Finished::Problem(problem) => {
                 warn!(what = problem.what, "the node cannot serve");
-                self.problem = Some((problem, Instant::now() + self.problems.next()));
+                self.problem = Some((problem, self.config.clock.now().steady + self.problems.next()));
             }
         }
-        Ok(())
+        counted
     }
 
     async fn obey(&mut self, ask: Ask) -> Result<(), OwnerError> {
@@ -302,7 +301,8 @@ impl Keeper {
         match ask.wish {
             Wish::Command(command) => {
                 info!(?command, "the owner asks");
-                self.memory = self.memory.obey(command, &self.config.settings, self.moment(), &self.config.zone);
+                self.memory =
+                    self.memory.obey(command, &self.config.settings, self.config.clock.now(), &self.config.zone);
                 self.remember().await
             }
             Wish::Settings(settings) => {
@@ -323,11 +323,15 @@ impl Keeper {
                 warn!(%error, "the downloads do not obey");
             }
         }
-        match serde_json::to_string(&self.config.settings) {
-            Ok(text) => self.config.store.set_setting(SETTINGS, &text).await?,
-            Err(error) => error!(%error, "the settings cannot be written"),
-        }
-        Ok(())
+        Ok(settings::keep(&self.config.store, &self.config.settings).await?)
+    }
+
+    /// Books what was worked since the last look.
+    async fn count(&mut self, now: Moment, activity: &Activity) -> Result<(), OwnerError> {
+        let tokens = self.running.as_ref().map_or(0, |running| running.shift.tokens());
+        let price = self.config.settings.electricity_price;
+        let time = (now.steady, unix_milliseconds(now));
+        Ok(self.books.count(&self.config.store, time, activity, tokens, Used::default(), price).await?)
     }
 
     async fn keep(&mut self, decision: &Decision, now: Moment, signals: &Signals) -> Result<(), OwnerError> {
@@ -338,15 +342,15 @@ impl Keeper {
         };
         let state = json(serde_json::to_value(decision.state));
         let record = DecisionRecord {
-            at: unix_milliseconds(),
+            at: unix_milliseconds(now),
             state: state.as_str().unwrap_or_default().to_owned(),
             sentence,
             decision: json(serde_json::to_value(decision)),
             signals: json(serde_json::to_value(signals)),
         };
         self.config.store.decided(&record).await?;
-        if self.tidied.is_none_or(|at| at.elapsed() >= TIDY) {
-            self.tidied = Some(Instant::now());
+        if self.tidied.is_none_or(|at| now.steady.saturating_sub(at) >= TIDY) {
+            self.tidied = Some(now.steady);
             self.config.store.forget_decisions(record.at.saturating_sub(KEEP.as_millis() as u64)).await?;
         }
         self.remember().await
@@ -387,13 +391,9 @@ impl Keeper {
     async fn end(mut self) -> Result<(), OwnerError> {
         if let Some(running) = &mut self.running {
             running.leave(Manner::Yield, Instant::now(), "the node ends".to_owned());
-            let finished = shift::finished(&mut self.running).await;
+            let finished = shift::finished(&mut self.running, &self.config.clock).await;
             self.finish(finished).await?;
         }
         self.remember().await
     }
-}
-
-fn unix_milliseconds() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64
 }

@@ -17,7 +17,7 @@ use jiff::tz::TimeZone;
 use pool_coalition::{Roster, RosterMember, RosterRole};
 use pool_node::{
     NodeConfig, NodeModel,
-    owner::{self, Ask, OwnerConfig, OwnerError, OwnerView, Wish},
+    owner::{self, Ask, Clock, OwnerConfig, OwnerError, OwnerView, Wish},
 };
 use pool_policy::{Command, Reason, Seconds, Settings, Term};
 use pool_sense::{FixedPresence, Idle, IdleSource, Power, Sensed, Snapshot};
@@ -85,13 +85,14 @@ impl Home {
         };
         let store = Store::open(folder.join("node.db")).await.unwrap();
         let settings = Settings { share_cpu: true, notice: Seconds(0), ..Settings::default() };
-        let settings = owner::kept_settings(&store).await.unwrap().unwrap_or(settings);
+        let settings = owner::kept_settings(&store).await.unwrap().settings.unwrap_or(settings);
         let presence = Arc::new(FixedPresence::new(seen(0, false)));
         let config = OwnerConfig {
             node,
             model_name: "noise".to_owned(),
             presence: presence.clone(),
             settings,
+            clock: Clock::system(),
             zone: TimeZone::UTC,
             store: store.clone(),
         };

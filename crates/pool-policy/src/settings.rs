@@ -1,6 +1,6 @@
 use std::{collections::BTreeSet, fmt::Display};
 
-use pool_types::ByteSize;
+use pool_types::{ByteSize, EnergyPrice, Usdc};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 use thiserror::Error;
 
@@ -106,6 +106,9 @@ pub struct Settings {
     pub gpus: GpuChoice,
     /// Whether the processor is shared. No.
     pub share_cpu: bool,
+    /// What a kilowatt hour costs, in USDC, as text: `"0.36"`. `None`, the default: costs are not counted; else at most
+    /// 100.
+    pub electricity_price: Option<EnergyPrice>,
 }
 
 impl Default for Settings {
@@ -134,6 +137,7 @@ impl Default for Settings {
             disk_reserve: ByteSize(10 * GIB),
             gpus: GpuChoice::All,
             share_cpu: false,
+            electricity_price: None,
         }
     }
 }
@@ -214,6 +218,10 @@ impl Settings {
         if let Some(cap) = self.bandwidth_cap {
             within("bandwidth_cap", cap, ByteSize(64 << 10), ByteSize(10 * GIB))?;
         }
+        if let Some(price) = self.electricity_price {
+            let most = Usdc::from_units(100_000_000).unwrap_or_default();
+            within("electricity_price", price.0, Usdc::ZERO, most)?;
+        }
         within("disk_budget", self.disk_budget, ByteSize(GIB), ByteSize(64 * TIB))?;
         within("disk_reserve", self.disk_reserve, ByteSize(0), ByteSize(64 * TIB))?;
         if self.gpu_resume_at >= self.gpu_pause_at {
@@ -291,7 +299,9 @@ mod tests {
 
     #[test]
     fn every_bound_is_kept_and_named() {
-        let broken: [(&str, Settings); 16] = [
+        let dear = EnergyPrice("100.000001".parse().unwrap());
+        let broken: [(&str, Settings); 17] = [
+            ("electricity_price", Settings { electricity_price: Some(dear), ..Settings::default() }),
             ("start_after", Settings { start_after: Seconds(9), ..Settings::default() }),
             ("notice", Settings { notice: Seconds(301), ..Settings::default() }),
             ("rest_after_stop", Settings { rest_after_stop: Seconds(9), ..Settings::default() }),

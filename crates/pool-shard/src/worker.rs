@@ -122,6 +122,8 @@ pub fn run(
                 term = Term::begin(&engine, assignment, me, mesh);
             }
             Some(Event::Leave(epoch)) if term.as_ref().is_some_and(|t| t.epoch == epoch) => {
+                // What was done since the last report counts as well.
+                term.iter_mut().for_each(|term| term.report(&engine, &node));
                 end(term.take(), &mut engine, &runtime);
             }
             Some(Event::Leave(_)) => {}

@@ -1,6 +1,6 @@
 //! What a program remembers between runs, in one SQLite file. An orchestrator: the nodes it has met, what they signed
-//! when they left, the coalitions it formed, the sessions that were paid for. An owner's node: its decisions, and how
-//! fast it gave the machine back. Both: their settings. No SQL leaves this crate.
+//! when they left, the coalitions it formed, the sessions that were paid for. An owner's node: its decisions, how
+//! fast it gave the machine back, what it worked, used and earned. Both: their settings. No SQL leaves this crate.
 //!
 //! The file is private to its owner (mode 0600), written ahead (WAL), and migrated when opened. A file that is not
 //! a sound database is kept aside under another name, never overwritten, and [`Store::set_aside`] says so.
@@ -32,6 +32,7 @@
 //! ```
 
 mod coalitions;
+mod earnings;
 mod nodes;
 mod owner;
 mod sessions;
@@ -40,6 +41,7 @@ mod stand_downs;
 mod store;
 
 pub use coalitions::{CoalitionRecord, CoalitionState};
+pub use earnings::{HourRecord, IncomePoint, ShiftRecord, Work};
 pub use nodes::NodeRecord;
 pub use owner::{DecisionRecord, YieldRecord, YieldTimes};
 pub use sessions::{SessionRecord, SessionState, SessionStored};

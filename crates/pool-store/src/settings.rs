@@ -1,5 +1,7 @@
 //! Named values.
 
+use sqlx::{Executor, Sqlite};
+
 use crate::{Store, StoreError};
 
 impl Store {
@@ -10,12 +12,20 @@ impl Store {
 
     /// Sets a value, replacing the one before.
     pub async fn set_setting(&self, key: &str, value: &str) -> Result<(), StoreError> {
+        Self::put_setting(&self.pool, key, value).await
+    }
+
+    pub(crate) async fn put_setting<'a>(
+        executor: impl Executor<'a, Database = Sqlite>,
+        key: &str,
+        value: &str,
+    ) -> Result<(), StoreError> {
         sqlx::query(
             "INSERT INTO settings (key, value) VALUES ($1, $2) ON CONFLICT (key) DO UPDATE SET value = excluded.value",
         )
         .bind(key)
         .bind(value)
-        .execute(&self.pool)
+        .execute(executor)
         .await?;
         Ok(())
     }

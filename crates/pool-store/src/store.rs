@@ -31,9 +31,14 @@ pub enum StoreError {
     /// SQLite refused.
     #[error("the database failed: {0}")]
     Database(#[from] sqlx::Error),
-    /// The schema could not be brought up to date; a newer version of ComputePool may have written the file.
+    /// The schema could not be brought up to date.
     #[error("the database cannot be brought to this version's form: {0}")]
     Migration(MigrateError),
+    /// It went through steps that this version does not know.
+    #[error(
+        "the database was written by a newer version of ComputePool; install that version again. Nothing was changed."
+    )]
+    Newer,
     /// A row holds what this version cannot read.
     #[error("a stored {what} cannot be read: {source}")]
     Row {
@@ -116,6 +121,7 @@ async fn check_and_migrate(pool: &SqlitePool) -> Result<(), StoreError> {
     }
     MIGRATIONS.run(pool).await.map_err(|error| match error {
         MigrateError::Execute(error) => StoreError::Database(error),
+        MigrateError::VersionMissing(_) => StoreError::Newer,
         other => StoreError::Migration(other),
     })
 }

@@ -18,6 +18,7 @@
 
 mod activation;
 mod bytes;
+mod energy;
 mod ids;
 mod layers;
 mod money;
@@ -28,6 +29,7 @@ mod signature;
 
 pub use activation::Activation;
 pub use bytes::ByteSize;
+pub use energy::{Energy, EnergyPrice};
 pub use ids::{Attempt, CoalitionId, Epoch, ModelId, RequestId, SessionId};
 pub use layers::{LayerRange, LayerRangeError};
 pub use money::{AmountError, FlowRate, Usdc, Usdcx};

@@ -31,11 +31,23 @@ const BLOCKS_AT_ONCE: usize = 8;
 /// After a failure, wait so long at first, and at most.
 const RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
 
+/// Which sessions a follower listens to. Pools and coalitions are everybody's in any case.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Sessions {
+    /// Everybody's.
+    #[default]
+    All,
+    /// This orchestrator's.
+    Of(Address),
+    /// Nobody's: what operators earn does not depend on who pays.
+    Nobodys,
+}
+
 /// How to follow a chain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FollowOptions {
-    /// Whose sessions to listen to; `None` for everybody's. Stay with one for all the life of a cursor.
-    pub orchestrator: Option<Address>,
+    /// Which sessions to listen to. Stay with it for all the life of a cursor.
+    pub sessions: Sessions,
     /// Blocks on top of one before it is read; 0 reads the newest, and what a re-organisation takes back is taken back.
     pub confirmations: u64,
     /// Blocks in one question. Halved by itself where a node refuses so many.
@@ -48,7 +60,7 @@ pub struct FollowOptions {
 
 impl Default for FollowOptions {
     fn default() -> Self {
-        Self { orchestrator: None, confirmations: 0, blocks_at_once: 1_000, waiting: 16, idle_blocks: 32 }
+        Self { sessions: Sessions::All, confirmations: 0, blocks_at_once: 1_000, waiting: 16, idle_blocks: 32 }
     }
 }
 
@@ -263,7 +275,11 @@ impl Follower {
     /// Whether somebody's session is one that is listened to.
     fn wants(&self, event: &Event, known: &Cursor) -> bool {
         match event {
-            Event::VaultDeployed { terms, .. } => self.options.orchestrator.is_none_or(|one| one == terms.orchestrator),
+            Event::VaultDeployed { terms, .. } => match self.options.sessions {
+                Sessions::All => true,
+                Sessions::Of(orchestrator) => orchestrator == terms.orchestrator,
+                Sessions::Nobodys => false,
+            },
             Event::SessionOpened { vault, .. } => known.vaults.contains_key(vault),
             _ => true,
         }

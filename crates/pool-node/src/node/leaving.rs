@@ -2,6 +2,10 @@
 
 use std::{
     future::pending,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -67,11 +71,12 @@ pub enum Activity {
 pub struct Shift {
     shown: watch::Sender<(Activity, Option<u32>)>,
     duty: watch::Sender<u8>,
+    tokens: Arc<AtomicU64>,
 }
 
 impl Default for Shift {
     fn default() -> Self {
-        Self { shown: watch::channel((Activity::Idle, None)).0, duty: watch::channel(100).0 }
+        Self { shown: watch::channel((Activity::Idle, None)).0, duty: watch::channel(100).0, tokens: Arc::default() }
     }
 }
 
@@ -89,6 +94,15 @@ impl Shift {
     /// Changes of either.
     pub fn changes(&self) -> watch::Receiver<(Activity, Option<u32>)> {
         self.shown.subscribe()
+    }
+
+    /// Tokens that went through the node's layers so far.
+    pub fn tokens(&self) -> u64 {
+        self.tokens.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn worked(&self, tokens: u64) {
+        self.tokens.fetch_add(tokens, Ordering::Relaxed);
     }
 
     /// Makes the shard compute for this part of the time only, in percent, from now on.

@@ -11,7 +11,7 @@ use pool_store::YieldRecord;
 use tokio::{sync::watch, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 
-use super::unix_milliseconds;
+use super::clock::{Clock, unix_milliseconds};
 use crate::{
     config::{NodeConfig, NodeError},
     node::{Activity, Ended, Shift, serve},
@@ -83,12 +83,12 @@ pub(super) enum News {
 }
 
 /// Waits for news of the running shift; for ever when none runs.
-pub(super) async fn news(running: &mut Option<Running>) -> News {
+pub(super) async fn news(running: &mut Option<Running>, clock: &Clock) -> News {
     let Some(shift) = running else { return pending().await };
     let mut changes = shift.changes.clone();
     tokio::select! {
         Ok(()) = changes.changed() => {}
-        finished = finished(running) => return News::Finished(finished),
+        finished = finished(running, clock) => return News::Finished(finished),
     }
     if let Some(running) = running {
         running.changes.mark_unchanged();
@@ -97,13 +97,14 @@ pub(super) async fn news(running: &mut Option<Running>) -> News {
 }
 
 /// Waits until the running shift has ended; for ever when none runs.
-pub(super) async fn finished(running: &mut Option<Running>) -> Finished {
+pub(super) async fn finished(running: &mut Option<Running>, clock: &Clock) -> Finished {
     let Some(running) = running else { return pending().await };
     let ended = (&mut running.task).await;
+    let now = unix_milliseconds(clock.now());
     match ended {
         Ok(Ok(Ended::Yielded(Some(gone)))) => match running.asked.take() {
             Some(Asked { event, noticed, reason }) => Finished::GaveBack(YieldRecord {
-                at: unix_milliseconds().saturating_sub(event.elapsed().as_millis() as u64),
+                at: now.saturating_sub(event.elapsed().as_millis() as u64),
                 reason,
                 noticed: noticed.as_millis() as u64,
                 process_gone: (noticed + gone).as_millis() as u64,
