@@ -20,7 +20,7 @@ use pool_api::{
 use pool_chain::{AddressBook, Chain, ChainConfig};
 use pool_node::{NodeConfig, NodeModel, income::Income, owner};
 use pool_policy::{Decision, Settings};
-use pool_sense::{Senses, Surroundings};
+use pool_sense::{Presence, Senses, Surroundings};
 use pool_store::Store;
 use reqwest::Method;
 use serde::de::DeserializeOwned;
@@ -42,7 +42,11 @@ use crate::{
 /// A node on this machine answers within this.
 const INTERFACE: Duration = Duration::from_secs(10);
 
+/// The first decision waits this long for the sensors: one that was not read yet looks like one that fails, and a node
+/// that was started again would take that for an input.
+const FIRST_READINGS: Duration = Duration::from_secs(5);
 /// How often a node that follows a chain asks it for news.
+
 const POLL: Duration = Duration::from_secs(5);
 
 /// The node's memory of itself, in its state folder.
@@ -106,6 +110,9 @@ pub(crate) async fn run(
     };
     settings.share_cpu |= wishes.share_cpu;
     let senses = Arc::new(Senses::start(&Surroundings::of_this_process())?);
+    senses.set_programs(settings.wait_for_programs.clone());
+    let reading = senses.clone();
+    tokio::task::spawn_blocking(move || reading.wait_for_first_readings(FIRST_READINGS)).await?;
     let downloads = match &node.model {
         NodeModel::Local(_) => None,
         NodeModel::Fetched(fetch) => Some(fetch.downloads().watch()),

@@ -177,6 +177,7 @@ async fn an_idle_machine_serves_and_the_first_key_takes_it_back() {
     for sentence in ["Waiting: you are using this computer.", "Earning: you are away. Serving layers 0-3 of noise"] {
         assert!(log.contains(sentence), "`{sentence}` in\n{log}");
     }
+    assert!(!log.contains("has not been read yet"), "the first decision waits for the first readings:\n{log}");
 
     // The owner says no, and yes, from another terminal.
     let paused = output_of(&["pause", "--minutes", "30"], &home.state);

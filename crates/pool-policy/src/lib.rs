@@ -50,7 +50,7 @@
 //! | 13 | full-screen application, or a program that keeps the screen on | Waiting | at once | yes |
 //! | 14 | every chosen GPU is used by other programs | Waiting | at once | yes |
 //! | 15 | the owner is there (not in [`Mode::Gently`]) or nobody can know | Waiting | at once | yes |
-//! | 16 | sharing stopped less than [`Settings::rest_after_stop`] ago | Waiting | - | no |
+//! | 16 | sharing stopped less than [`Settings::rest_after_stop`] ago | Waiting | - | (it ends the rest) |
 //! | 17 | the start is being announced | Waiting | - | yes |
 //!
 //! Rules 1 to 9 are *hard*. [`Command::ShareNow`] sets 11 to 15 and 17 aside, and what was set aside stays so while

@@ -2,11 +2,7 @@
 
 use std::fmt;
 
-use jiff::{
-    Timestamp,
-    civil::{Date, Weekday},
-    tz::TimeZone,
-};
+use jiff::{Timestamp, civil::Date, tz::TimeZone};
 
 use crate::{Activity, AfterFinishing, Decision, Event, Moment, Reason, Seconds, Sensor, Serving, Shard, State};
 
@@ -237,36 +233,9 @@ impl Clock<'_> {
         let day = match days {
             0 => None,
             1 => Some("tomorrow".to_owned()),
-            2..7 => Some(format!("on {}", weekday(shown.date().weekday()))),
-            _ => Some(format!("on {} {}", shown.day(), MONTHS[(shown.month() as usize - 1) % 12])),
+            2..7 => Some(shown.strftime("on %A").to_string()),
+            _ => Some(shown.strftime("on %-d %B").to_string()),
         };
-        (day, format!("{}:{:02}", shown.hour(), shown.minute()))
-    }
-}
-
-const MONTHS: [&str; 12] = [
-    "January",
-    "February",
-    "March",
-    "April",
-    "May",
-    "June",
-    "July",
-    "August",
-    "September",
-    "October",
-    "November",
-    "December",
-];
-
-fn weekday(day: Weekday) -> &'static str {
-    match day {
-        Weekday::Monday => "Monday",
-        Weekday::Tuesday => "Tuesday",
-        Weekday::Wednesday => "Wednesday",
-        Weekday::Thursday => "Thursday",
-        Weekday::Friday => "Friday",
-        Weekday::Saturday => "Saturday",
-        Weekday::Sunday => "Sunday",
+        (day, shown.strftime("%-H:%M").to_string())
     }
 }

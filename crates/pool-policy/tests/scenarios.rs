@@ -52,6 +52,8 @@ fn a_wrong_expectation_is_found_where_it_stands() {
         ("waiting notice yield", "another action"),
         ("waiting notice gpus=A", "no GPU is used yet"),
         ("waiting notice downloads=metered", "downloads run"),
+        ("waiting notice cap=1048576", "downloads take what they can"),
+        ("waiting notice duty=30", "nothing computes"),
         ("waiting notice starts=12:00:16", "it starts a second earlier"),
         ("waiting notice says \"Waiting.\"", "another sentence"),
     ] {

@@ -23,8 +23,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         let names = |names: Vec<String>| if names.is_empty() { "none".to_owned() } else { names.join(", ") };
         line("Of your programs, these run", &now.programs.reading.map(names));
     }
-    line("Load of other programs", &now.load.reading);
     line("Power comes from", &now.power.reading);
+    line("Energy of the processor since we looked first", &now.cpu_energy.reading);
     line("Metered network", &now.metered.reading);
     line("NVIDIA GPUs", &now.gpus.reading);
     now.gpus.reading.known().iter().flat_map(|gpus| &gpus.cards).for_each(card);
@@ -46,6 +46,5 @@ fn card(gpu: &Gpu) {
     line("  Temperature", &gpu.temperature.clone().map(|degrees| format!("{degrees} C")));
     let watts = |milliwatts: u32| format!("{:.1} W", f64::from(milliwatts) / 1000.0);
     line("  Power", &gpu.power_milliwatts.clone().map(watts));
-    let kilowatt_hours = |millijoules: u64| format!("{:.3} kWh", millijoules as f64 / 3.6e9);
-    line("  Energy since the driver was loaded", &gpu.energy_millijoules.clone().map(kilowatt_hours));
+    line("  Energy since we looked first", &gpu.energy);
 }

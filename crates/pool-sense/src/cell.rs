@@ -22,6 +22,11 @@ impl<T> Sensed<T> {
         Self { reading, age: Some(Duration::ZERO) }
     }
 
+    /// Another value from this one.
+    pub fn map<U>(self, change: impl FnOnce(T) -> U) -> Sensed<U> {
+        Sensed { reading: self.reading.map(change), age: self.age }
+    }
+
     /// A sensor that was never read.
     pub fn never() -> Self {
         Self { reading: Reading::unavailable("it has not been read yet"), age: None }

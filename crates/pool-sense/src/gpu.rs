@@ -1,129 +1,197 @@
 //! NVIDIA's GPUs through NVML, the management library that comes with the driver; it is opened at run time.
 
+mod driver;
+
 use std::{
     collections::HashMap,
     path::PathBuf,
-    time::{Duration, Instant},
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use nvml_wrapper::{
     Device, Nvml, enum_wrappers::device::TemperatureSensor, enums::device::UsedGpuMemory, error::NvmlError,
     struct_wrappers::device::ProcessInfo,
 };
-use pool_types::Reading;
+use pool_types::{ByteSize, Reading};
 
+use self::driver::{Driver, Errors, is_for_ever, why_no_driver};
 use crate::{
+    energy::{Energy, EnergyMeter, EnergyReading},
     processes::Told,
-    sensor::{Sensor, because},
+    sensor::Sensor,
     values::{Gpu, GpuLoad, Gpus},
 };
 
-/// Where there is no driver, it is looked for again after this time.
-const TRY_AGAIN: Duration = Duration::from_secs(30);
+/// How far a sample's time may lie ahead of our clock, which may have been set back a little since.
+const CLOCKS_APART: Duration = Duration::from_secs(1);
+
+/// Power that was looked at less often says nothing of the time between: five looks were missed.
+const LONGEST_GAP: Duration = Duration::from_secs(10);
+
+/// Cards whose energy is counted, those that were taken out while we ran among them.
+const MOST_METERS: usize = 64;
 
 /// Asks NVML.
 pub(crate) struct NvidiaGpus {
-    library: Option<PathBuf>,
+    driver: Driver,
     told: Told,
-    nvml: Option<Nvml>,
-    /// Why there is no driver, and until when that is believed.
-    absent: Option<(String, Instant)>,
     /// Per card, the driver's time of the newest sample that was looked at.
     seen: HashMap<u32, u64>,
+    /// Per card, by its name for life.
+    meters: HashMap<String, EnergyMeter>,
 }
 
 impl NvidiaGpus {
     pub(crate) fn new(library: Option<PathBuf>, told: Told) -> Self {
-        Self { library, told, nvml: None, absent: None, seen: HashMap::new() }
+        Self { driver: Driver::new(library), told, seen: HashMap::new(), meters: HashMap::new() }
     }
 
-    fn open(&self) -> Result<Nvml, NvmlError> {
-        let mut builder = Nvml::builder();
-        if let Some(library) = &self.library {
-            builder.lib_path(library.as_os_str());
+    /// What a card says.
+    fn look(&mut self, index: u32, device: &Device<'_>, errors: &mut Errors) -> Gpu {
+        let own = self.told.own();
+        let memory = device.memory_info().map_err(|error| errors.note(&error));
+        let memory_total = from(memory.as_ref().map(|memory| memory.total).map_err(Clone::clone));
+        let used = memory.map(|memory| memory.used);
+        let ours = memory_of(device, &own, errors);
+        let others = match (&used, &ours) {
+            (Ok(used), Ok(ours)) => Ok(used.saturating_sub(*ours)),
+            (Err(reason), _) | (_, Err(reason)) => Err(reason.clone()),
+        };
+        let uuid = device.uuid().map_err(|error| errors.note(&error));
+        let power = device.power_usage();
+        Gpu {
+            index,
+            name: from(device.name().map_err(|error| errors.note(&error))),
+            memory_total,
+            memory_used: from(used),
+            memory_ours: from(ours),
+            memory_others: from(others),
+            load: from(self.load(index, device, &own, errors)),
+            temperature: from(device.temperature(TemperatureSensor::Gpu).map_err(|error| errors.note(&error))),
+            energy: from(self.energy(&uuid, device, &power, errors)),
+            power_milliwatts: from(power.map_err(|error| errors.note(&error))),
+            uuid: from(uuid),
         }
-        builder.init()
+    }
+
+    /// The work of others where the driver tells programs apart, all work otherwise.
+    fn load(&mut self, index: u32, device: &Device<'_>, own: &[u32], errors: &mut Errors) -> Result<GpuLoad, String> {
+        let latest_time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default() + CLOCKS_APART;
+        let is_past = |time: u64| time > 0 && Duration::from_micros(time) <= latest_time;
+        let last_seen = self.seen.get(&index).copied().filter(|time| is_past(*time));
+        let samples = match device.process_utilization_stats(last_seen) {
+            Ok(samples) => samples,
+            // Nobody has worked since.
+            Err(NvmlError::NotFound) => return Ok(GpuLoad::Others(0)),
+            Err(error) if is_for_ever(&error) => return whole_load(device, errors),
+            Err(error) => return Err(errors.note(&error)),
+        };
+        // Some drivers fill places of which they know nothing with whatever lay there.
+        let is_told = |pid: u32, time: u64, percent: u32| pid != 0 && percent <= 100 && is_past(time);
+        // Each program's newest sample.
+        let mut newest: HashMap<u32, (u64, u32)> = HashMap::new();
+        for sample in samples.iter().filter(|sample| is_told(sample.pid, sample.timestamp, sample.sm_util)) {
+            let latest = newest.entry(sample.pid).or_insert((sample.timestamp, sample.sm_util));
+            if sample.timestamp >= latest.0 {
+                *latest = (sample.timestamp, sample.sm_util);
+            }
+        }
+        let Some(latest) = newest.values().map(|(time, _)| *time).max() else {
+            return if samples.is_empty() { Ok(GpuLoad::Others(0)) } else { whole_load(device, errors) };
+        };
+        self.seen.insert(index, latest);
+        let others = newest.iter().filter(|(pid, _)| !own.contains(pid)).map(|(_, (_, percent))| percent);
+        Ok(GpuLoad::Others(percent(others.sum())))
+    }
+
+    /// What the card has used since it was first looked at. One that has a counter is never taken by its power, also
+    /// when the counter fails once: two measures of one time would be counted twice.
+    fn energy(
+        &mut self,
+        uuid: &Result<String, String>,
+        device: &Device<'_>,
+        power: &Result<u32, NvmlError>,
+        errors: &mut Errors,
+    ) -> Result<Energy, String> {
+        let uuid = uuid.as_ref().map_err(Clone::clone)?;
+        let reading = match (device.total_energy_consumption(), power) {
+            (Ok(counter), _) => EnergyReading::Counter(crate::Millijoules(counter)),
+            (Err(error), Ok(milliwatts)) if is_for_ever(&error) => EnergyReading::Power { milliwatts: *milliwatts },
+            (Err(error), _) => return Err(errors.note(&error)),
+        };
+        if !self.meters.contains_key(uuid) && self.meters.len() >= MOST_METERS {
+            return Err("too many cards have come and gone to count each one's energy".to_owned());
+        }
+        let meter = self.meters.entry(uuid.clone()).or_insert_with(|| EnergyMeter::new(LONGEST_GAP));
+        meter.count(Instant::now(), reading);
+        Ok(meter.total())
     }
 }
 
 impl Sensor<Gpus> for NvidiaGpus {
     fn read(&mut self) -> Reading<Gpus> {
-        let now = Instant::now();
-        if let Some((reason, until)) = &self.absent
-            && now < *until
-        {
-            return Reading::Unavailable(reason.clone());
-        }
-        let nvml = match self.nvml.take().map_or_else(|| self.open(), Ok) {
+        let nvml = match self.driver.take() {
             Ok(nvml) => nvml,
-            Err(error) => {
-                let reason = why_no_driver(&error);
-                self.absent = Some((reason.clone(), now + TRY_AGAIN));
-                return Reading::Unavailable(reason);
-            }
+            Err(reason) => return Reading::Unavailable(reason),
         };
-        self.absent = None;
-        let mut must_reopen = false;
         let all = nvml.sys_driver_version().and_then(|version| Ok((version, nvml.device_count()?)));
         let (driver_version, count) = match all {
             Ok(all) => all,
-            // The library is closed here and opened again at the next reading.
             Err(error) => return Reading::Unavailable(why_no_driver(&error)),
         };
-        let own = self.told.own();
-        let mut cards = Vec::new();
-        for index in 0..count {
-            let card = match nvml.device_by_index(index) {
-                Ok(device) => look(index, &device, &own, &mut self.seen),
-                Err(error) => silent_card(index, &why(&error), needs_reopening(&error)),
-            };
-            must_reopen |= card.1;
-            cards.push(card.0);
-        }
-        if !must_reopen {
-            self.nvml = Some(nvml);
+        let mut errors = Errors::default();
+        let look = |index| match nvml.device_by_index(index) {
+            Ok(device) => self.look(index, &device, &mut errors),
+            Err(error) => silent_card(index, &errors.note(&error)),
+        };
+        let cards = (0..count).map(look).collect();
+        if !errors.must_reopen() {
+            self.driver.keep(nvml);
         }
         Reading::Known(Gpus { driver_version, cards })
     }
 }
 
-/// What a card says, and whether the library must be opened anew before it is asked again.
-fn look(index: u32, device: &Device<'_>, own: &[u32], seen: &mut HashMap<u32, u64>) -> (Gpu, bool) {
-    let mut must_reopen = false;
-    let mut note = |error: NvmlError| {
-        must_reopen |= needs_reopening(&error);
-        why(&error)
-    };
-    let memory = device.memory_info().map_err(&mut note);
-    let memory_total = from(memory.as_ref().map(|memory| memory.total).map_err(Clone::clone));
-    let used = memory.map(|memory| memory.used);
-    let ours = memory_of(device, own, &mut note);
-    let others = match (&used, &ours) {
-        (Ok(used), Ok(ours)) => Ok(used.saturating_sub(*ours)),
-        (Err(reason), _) | (_, Err(reason)) => Err(reason.clone()),
-    };
-    let gpu = Gpu {
-        index,
-        uuid: from(device.uuid().map_err(&mut note)),
-        name: from(device.name().map_err(&mut note)),
-        memory_total,
-        memory_used: from(used),
-        memory_ours: from(ours),
-        memory_others: from(others),
-        load: from(load(index, device, own, seen, &mut note)),
-        temperature: from(device.temperature(TemperatureSensor::Gpu).map_err(&mut note)),
-        power_milliwatts: from(device.power_usage().map_err(&mut note)),
-        energy_millijoules: from(device.total_energy_consumption().map_err(&mut note)),
-    };
-    (gpu, must_reopen)
+/// Asks at once what memory a process holds, beside the sensor that looks at its own pace.
+pub(crate) struct MemoryHeld(Mutex<Driver>);
+
+impl MemoryHeld {
+    pub(crate) fn new(library: Option<PathBuf>) -> Self {
+        Self(Mutex::new(Driver::new(library)))
+    }
+
+    pub(crate) fn by(&self, pid: u32) -> Reading<ByteSize> {
+        let mut driver = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let nvml = match driver.take() {
+            Ok(nvml) => nvml,
+            Err(reason) => return Reading::Unavailable(reason),
+        };
+        let mut errors = Errors::default();
+        let held = memory_on_all_cards(&nvml, pid, &mut errors);
+        if !errors.must_reopen() {
+            driver.keep(nvml);
+        }
+        from(held.map(ByteSize))
+    }
 }
 
-/// Bytes that `own` processes use. A process that computes and draws is in both lists with the same bytes.
-fn memory_of(device: &Device<'_>, own: &[u32], note: &mut impl FnMut(NvmlError) -> String) -> Result<u64, String> {
+fn memory_on_all_cards(nvml: &Nvml, pid: u32, errors: &mut Errors) -> Result<u64, String> {
+    let count = nvml.device_count().map_err(|error| errors.note(&error))?;
+    let on_card = |index| {
+        let device = nvml.device_by_index(index).map_err(|error| errors.note(&error))?;
+        memory_of(&device, &[pid], errors)
+    };
+    (0..count).map(on_card).sum()
+}
+
+/// Bytes that these processes use. A process that computes and draws is in both lists with the same bytes.
+fn memory_of(device: &Device<'_>, pids: &[u32], errors: &mut Errors) -> Result<u64, String> {
     let mut bytes: HashMap<u32, u64> = HashMap::new();
     let lists = [device.running_compute_processes(), device.running_graphics_processes()];
-    for process in lists.into_iter().collect::<Result<Vec<Vec<ProcessInfo>>, _>>().map_err(note)?.concat() {
-        if own.contains(&process.pid) {
+    let lists = lists.into_iter().collect::<Result<Vec<Vec<ProcessInfo>>, _>>();
+    for process in lists.map_err(|error| errors.note(&error))?.concat() {
+        if pids.contains(&process.pid) {
             let UsedGpuMemory::Used(used) = process.used_gpu_memory else {
                 return Err("the driver does not tell memory per program".to_owned());
             };
@@ -134,38 +202,9 @@ fn memory_of(device: &Device<'_>, own: &[u32], note: &mut impl FnMut(NvmlError) 
     Ok(bytes.into_values().sum())
 }
 
-/// The work of others where the driver tells programs apart, all work otherwise.
-fn load(
-    index: u32,
-    device: &Device<'_>,
-    own: &[u32],
-    seen: &mut HashMap<u32, u64>,
-    note: &mut impl FnMut(NvmlError) -> String,
-) -> Result<GpuLoad, String> {
-    let last_seen = seen.get(&index).copied();
-    let samples = match device.process_utilization_stats(last_seen) {
-        Ok(samples) => samples,
-        // Nobody has worked since.
-        Err(NvmlError::NotFound) => Vec::new(),
-        Err(NvmlError::NotSupported | NvmlError::NoPermission | NvmlError::FailedToLoadSymbol(_)) => {
-            let whole = device.utilization_rates().map_err(note)?;
-            return Ok(GpuLoad::Whole(percent(whole.gpu)));
-        }
-        Err(error) => return Err(note(error)),
-    };
-    // Each program's newest sample; some drivers put values above 100 where they know nothing.
-    let mut newest: HashMap<u32, (u64, u32)> = HashMap::new();
-    for sample in samples.iter().filter(|sample| sample.sm_util <= 100) {
-        let latest = newest.entry(sample.pid).or_insert((sample.timestamp, sample.sm_util));
-        if sample.timestamp >= latest.0 {
-            *latest = (sample.timestamp, sample.sm_util);
-        }
-    }
-    if let Some(latest) = samples.iter().map(|sample| sample.timestamp).max() {
-        seen.insert(index, latest);
-    }
-    let others = newest.iter().filter(|(pid, _)| !own.contains(pid)).map(|(_, (_, percent))| percent);
-    Ok(GpuLoad::Others(percent(others.sum())))
+fn whole_load(device: &Device<'_>, errors: &mut Errors) -> Result<GpuLoad, String> {
+    let whole = device.utilization_rates().map_err(|error| errors.note(&error))?;
+    Ok(GpuLoad::Whole(percent(whole.gpu)))
 }
 
 fn percent(value: u32) -> u8 {
@@ -179,11 +218,11 @@ fn from<T>(result: Result<T, String>) -> Reading<T> {
     }
 }
 
-fn silent_card(index: u32, reason: &str, must_reopen: bool) -> (Gpu, bool) {
+fn silent_card(index: u32, reason: &str) -> Gpu {
     fn silent<T>(reason: &str) -> Reading<T> {
         Reading::unavailable(reason)
     }
-    let gpu = Gpu {
+    Gpu {
         index,
         uuid: silent(reason),
         name: silent(reason),
@@ -194,41 +233,6 @@ fn silent_card(index: u32, reason: &str, must_reopen: bool) -> (Gpu, bool) {
         load: silent(reason),
         temperature: silent(reason),
         power_milliwatts: silent(reason),
-        energy_millijoules: silent(reason),
-    };
-    (gpu, must_reopen)
-}
-
-fn needs_reopening(error: &NvmlError) -> bool {
-    matches!(
-        error,
-        NvmlError::Uninitialized | NvmlError::GpuLost | NvmlError::DriverNotLoaded | NvmlError::ResetRequired
-    )
-}
-
-fn why_no_driver(error: &NvmlError) -> String {
-    match error {
-        NvmlError::LibloadingError(_) | NvmlError::LibraryNotFound => "no NVIDIA driver is installed".to_owned(),
-        NvmlError::DriverNotLoaded => "the NVIDIA driver is installed but not running".to_owned(),
-        NvmlError::LibRmVersionMismatch => {
-            "the NVIDIA driver was updated while it ran; it works again after a restart of the computer".to_owned()
-        }
-        NvmlError::NoPermission => "this user may not ask the NVIDIA driver".to_owned(),
-        other => format!("the NVIDIA driver gives no answer: {}", because(other)),
-    }
-}
-
-fn why(error: &NvmlError) -> String {
-    match error {
-        NvmlError::NotSupported => "this card does not tell it".to_owned(),
-        NvmlError::FailedToLoadSymbol(_) | NvmlError::FunctionNotFound => {
-            "this NVIDIA driver is too old to tell it".to_owned()
-        }
-        NvmlError::GpuLost => {
-            "the card has stopped answering; it works again after a restart of the computer".to_owned()
-        }
-        NvmlError::ResetRequired => "the card must be reset before it works again".to_owned(),
-        NvmlError::NoPermission => "this user may not ask for it".to_owned(),
-        other => because(other),
+        energy: silent(reason),
     }
 }

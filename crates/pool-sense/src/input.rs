@@ -12,7 +12,7 @@ use tokio::sync::watch;
 use crate::{
     cell::Cell,
     controllers::Controllers,
-    lane::Stop,
+    lane::Calls,
     sensor::{InputSource, LastInput},
     values::IdleSource,
 };
@@ -128,9 +128,9 @@ impl OwnerInput {
     }
 
     /// The thread's work: keeps `cell` true and tells `news` of every input as soon as it is seen.
-    pub(crate) fn follow(mut self, cell: &Arc<Cell<Seen>>, news: &watch::Sender<Reading<Instant>>, stop: &Stop) {
+    pub(crate) fn follow(mut self, cell: &Arc<Cell<Seen>>, news: &watch::Sender<Reading<Instant>>, calls: &Calls) {
         let mut known: Option<LastInput> = None;
-        while !stop.is_asked() {
+        while !calls.ends() {
             let reading = self.read();
             let now = Instant::now();
             // Stored before it is told: whoever hears of an input and looks finds it.

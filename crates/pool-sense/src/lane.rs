@@ -3,7 +3,7 @@
 use std::{
     io,
     sync::{
-        Arc, Condvar, Mutex, PoisonError,
+        Arc, Condvar, Mutex, MutexGuard, PoisonError,
         mpsc::{self, RecvTimeoutError},
     },
     thread,
@@ -18,53 +18,73 @@ use crate::{cell::Cell, sensor::Sensor};
 /// nothing but its own sensors and ends when the system lets go of it.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// Asks a thread to end.
+/// Asks a thread to end, or to look at once.
 #[derive(Clone, Default)]
-pub(crate) struct Stop(Arc<(Mutex<bool>, Condvar)>);
+pub(crate) struct Calls(Arc<(Mutex<Called>, Condvar)>);
 
-impl Stop {
-    pub(crate) fn ask(&self) {
-        *self.0.0.lock().unwrap_or_else(PoisonError::into_inner) = true;
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+enum Called {
+    #[default]
+    No,
+    Look,
+    End,
+}
+
+impl Calls {
+    fn call(&self, wanted: Called) {
+        let mut called = self.called();
+        // The end is not taken back.
+        if *called != Called::End {
+            *called = wanted;
+        }
         self.0.1.notify_all();
     }
 
-    pub(crate) fn is_asked(&self) -> bool {
-        *self.0.0.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(crate) fn ends(&self) -> bool {
+        *self.called() == Called::End
     }
 
-    /// Sleeps until `until`, or until the thread is asked to end; says whether it is.
-    fn sleep_until(&self, until: Instant) -> bool {
-        let asked = self.0.0.lock().unwrap_or_else(PoisonError::into_inner);
+    /// Sleeps until `until`, or until the thread is called; says what for.
+    fn sleep_until(&self, until: Instant) -> Called {
         let left = until.saturating_duration_since(Instant::now());
-        let woken = self.0.1.wait_timeout_while(asked, left, |asked| !*asked);
-        *woken.unwrap_or_else(PoisonError::into_inner).0
+        let woken = self.0.1.wait_timeout_while(self.called(), left, |called| *called == Called::No);
+        let (mut called, _) = woken.unwrap_or_else(PoisonError::into_inner);
+        let wanted = *called;
+        if wanted == Called::Look {
+            *called = Called::No;
+        }
+        wanted
+    }
+
+    fn called(&self) -> MutexGuard<'_, Called> {
+        self.0.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// A thread of ours. Dropping it ends it.
 pub(crate) struct Lane {
-    stop: Stop,
+    calls: Calls,
     /// Closed when the thread has ended.
     ended: Mutex<mpsc::Receiver<()>>,
     thread: Option<thread::JoinHandle<()>>,
 }
 
 impl Lane {
-    pub(crate) fn start(name: &str, work: impl FnOnce(&Stop) + Send + 'static) -> io::Result<Self> {
-        let stop = Stop::default();
+    pub(crate) fn start(name: &str, work: impl FnOnce(&Calls) + Send + 'static) -> io::Result<Self> {
+        let calls = Calls::default();
         let (alive, ended) = mpsc::channel();
-        let asked = stop.clone();
+        let called = calls.clone();
         let thread = thread::Builder::new().name(name.to_owned()).spawn(move || {
             let _alive = alive;
-            work(&asked);
+            work(&called);
         })?;
-        Ok(Self { stop, ended: Mutex::new(ended), thread: Some(thread) })
+        Ok(Self { calls, ended: Mutex::new(ended), thread: Some(thread) })
     }
 
     /// Starts a thread that does `tasks`, each at its interval, one after the other.
     pub(crate) fn of_tasks(name: &str, mut tasks: Vec<Task>) -> io::Result<Self> {
-        Self::start(name, move |stop| {
-            while !stop.is_asked() {
+        Self::start(name, move |calls| {
+            while !calls.ends() {
                 let now = Instant::now();
                 for task in tasks.iter_mut().filter(|task| task.next <= now) {
                     (task.work)();
@@ -72,21 +92,26 @@ impl Lane {
                     task.next = Instant::now() + task.every;
                 }
                 let Some(next) = tasks.iter().map(|task| task.next).min() else { return };
-                if stop.sleep_until(next) {
-                    return;
+                if calls.sleep_until(next) == Called::Look {
+                    tasks.iter_mut().for_each(|task| task.next = Instant::now());
                 }
             }
         })
     }
 
     pub(crate) fn ask_to_end(&self) {
-        self.stop.ask();
+        self.calls.call(Called::End);
+    }
+
+    /// Every task is due now.
+    pub(crate) fn look_at_once(&self) {
+        self.calls.call(Called::Look);
     }
 }
 
 impl Drop for Lane {
     fn drop(&mut self) {
-        self.stop.ask();
+        self.ask_to_end();
         let ended = self.ended.get_mut().unwrap_or_else(PoisonError::into_inner);
         if ended.recv_timeout(PATIENCE) == Err(RecvTimeoutError::Disconnected)
             && let Some(thread) = self.thread.take()

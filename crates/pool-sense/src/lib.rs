@@ -40,10 +40,11 @@
 //! | | and game controllers: /dev/input/js* | and XInput | with the above, at most 200 ms |
 //! | full-screen | the active X11 window | Direct3D and foreground window | 1 s |
 //! | kept awake | GNOME, KDE, logind inhibitors | presentation mode, execution state | 2 s |
-//! | load of others | /proc | GetSystemTimes, process list | 2 s |
-//! | GPUs | NVML | NVML | 2 s (30 s without a driver) |
+//! | GPUs and their energy | NVML | NVML | 2 s (30 s without a driver) |
+//! | GPU memory of one process | NVML | NVML | when asked |
 //! | programs | /proc | process list | 4 s (never, if none is named) |
 //! | power | /sys/class/power_supply | GetSystemPowerStatus | 5 s |
+//! | energy of the processor | /sys/class/powercap (RAPL) | - | 5 s |
 //! | metered | NetworkManager | INetworkCostManager | 5 s |
 //!
 //! Where no source of input works, all are tried again every 2 s; where a later one serves, the earlier ones are tried
@@ -52,6 +53,7 @@
 mod bandwidth;
 mod cell;
 mod controllers;
+mod energy;
 mod gpu;
 mod host;
 mod input;
@@ -69,8 +71,9 @@ mod windows;
 
 pub use bandwidth::measure_memory_bandwidth;
 pub use cell::Sensed;
+pub use energy::{Energy, EnergyMeter, EnergyReading, Millijoules};
 pub use host::{FixedSense, HostFacts, HostSense, Sense, SenseError};
 pub use senses::{FixedPresence, Presence, Senses, SensesError, Snapshot};
 pub use sensor::{InputSource, LastInput, Sensor};
 pub use surroundings::Surroundings;
-pub use values::{Gpu, GpuLoad, Gpus, Idle, IdleSource, Load, Metered, Power};
+pub use values::{Gpu, GpuLoad, Gpus, Idle, IdleSource, Metered, Power};

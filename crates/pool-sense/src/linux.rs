@@ -8,13 +8,11 @@ mod login;
 mod metered;
 mod mutter;
 mod power_supply;
+mod powercap;
 mod wayland;
 mod x11;
 
-use std::{
-    path::PathBuf,
-    sync::{Arc, Mutex},
-};
+use std::path::PathBuf;
 
 use crate::{
     input::{Candidate, OwnerInput},
@@ -26,10 +24,12 @@ use crate::{
 
 use self::{
     bus::Bus, full_screen::X11FullScreen, joysticks::Joysticks, kept_awake::Inhibitors, login::LoginInput,
-    metered::NetworkManager, mutter::MutterInput, power_supply::PowerSupplies, wayland::WaylandInput, x11::X11Input,
+    metered::NetworkManager, mutter::MutterInput, power_supply::PowerSupplies, powercap::Powercap,
+    wayland::WaylandInput, x11::X11Input,
 };
 
 const POWER_SUPPLIES: &str = "/sys/class/power_supply";
+const POWERCAP: &str = "/sys/class/powercap";
 const JOYSTICKS: &str = "/dev/input";
 
 /// The sensors of this system, none of them asked yet.
@@ -37,15 +37,16 @@ pub(crate) fn sensors(surroundings: &Surroundings) -> Sensors {
     let joysticks = surroundings.joysticks.clone().unwrap_or_else(|| PathBuf::from(JOYSTICKS));
     // The input has connections of its own: it must not wait until another sensor has been answered.
     let input = OwnerInput::new(input_candidates(surroundings), Box::new(Joysticks::new(joysticks)));
-    let session = Arc::new(Mutex::new(Bus::session(surroundings)));
-    let system = Arc::new(Mutex::new(Bus::system(surroundings)));
+    let (session, system) = (Bus::session(surroundings), Bus::system(surroundings));
     let power_supplies = surroundings.power_supplies.clone().unwrap_or_else(|| PathBuf::from(POWER_SUPPLIES));
+    let powercap = surroundings.powercap.clone().unwrap_or_else(|| PathBuf::from(POWERCAP));
     Sensors {
         input,
         full_screen: Box::new(X11FullScreen::new(surroundings.x11_display.clone())),
-        kept_awake: Box::new(Inhibitors::new(session, system.clone())),
-        metered: Box::new(NetworkManager::new(system)),
+        kept_awake: Box::new(Inhibitors::new(session, system)),
+        metered: Box::new(NetworkManager::new(Bus::system(surroundings))),
         power: Box::new(PowerSupplies::new(power_supplies)),
+        cpu_energy: Box::new(Powercap::new(powercap)),
     }
 }
 

@@ -1,10 +1,7 @@
 //! The sensors that each operating system brings its own of.
 
-use pool_types::Reading;
-#[cfg(not(windows))]
-use sysinfo::{CpuRefreshKind, System};
-
 use crate::{
+    energy::Energy,
     input::OwnerInput,
     sensor::Sensor,
     values::{Metered, Power},
@@ -17,29 +14,13 @@ pub(crate) struct Sensors {
     pub(crate) kept_awake: Box<dyn Sensor<bool>>,
     pub(crate) metered: Box<dyn Sensor<Metered>>,
     pub(crate) power: Box<dyn Sensor<Power>>,
+    pub(crate) cpu_energy: Box<dyn Sensor<Energy>>,
 }
 
 #[cfg(target_os = "linux")]
 pub(crate) use crate::linux::sensors;
 #[cfg(windows)]
-pub(crate) use crate::windows::{Processor, sensors};
-
-/// How busy all cores together are.
-#[cfg(not(windows))]
-pub(crate) struct Processor;
-
-#[cfg(not(windows))]
-impl Processor {
-    pub(crate) fn new() -> Self {
-        Self
-    }
-
-    /// Percent of the time since the last look, whoever used it. `system` counts it.
-    pub(crate) fn look(&mut self, system: &mut System) -> Reading<f32> {
-        system.refresh_cpu_specifics(CpuRefreshKind::nothing().with_usage());
-        Reading::Known(system.global_cpu_usage())
-    }
-}
+pub(crate) use crate::windows::sensors;
 
 /// A system that we do not know: nothing is guessed.
 #[cfg(not(any(target_os = "linux", windows)))]
@@ -50,15 +31,17 @@ pub(crate) fn sensors(_surroundings: &crate::Surroundings) -> Sensors {
         kept_awake: Box::new(Unknown),
         metered: Box::new(Unknown),
         power: Box::new(Unknown),
+        cpu_energy: Box::new(Unknown),
     }
 }
 
 /// A sensor that this system lacks.
-#[cfg_attr(any(target_os = "linux", windows), allow(dead_code, reason = "for other systems"))]
-struct Unknown;
+#[cfg(not(target_os = "linux"))]
+pub(crate) struct Unknown;
 
+#[cfg(not(target_os = "linux"))]
 impl<T> Sensor<T> for Unknown {
-    fn read(&mut self) -> Reading<T> {
-        Reading::unavailable("ComputePool cannot tell it on this operating system")
+    fn read(&mut self) -> pool_types::Reading<T> {
+        pool_types::Reading::unavailable("ComputePool cannot tell it on this operating system")
     }
 }

@@ -1,21 +1,14 @@
-//! Which of the owner's programs run, and what other processes ask of processor and memory.
+//! Which of the owner's programs run.
 
 use std::{
+    ffi::{OsStr, OsString},
     sync::{Arc, Mutex, PoisonError},
-    thread,
 };
 
 use pool_types::Reading;
-use sysinfo::{
-    CpuRefreshKind, MINIMUM_CPU_UPDATE_INTERVAL, MemoryRefreshKind, Pid, ProcessRefreshKind, ProcessesToUpdate, System,
-    UpdateKind,
-};
+use sysinfo::{ProcessRefreshKind, ProcessesToUpdate, System, UpdateKind};
 
-use crate::{
-    platform::Processor,
-    sensor::{Sensor, because},
-    values::Load,
-};
+use crate::sensor::{Sensor, because};
 
 /// Linux keeps this many bytes of a process's name.
 const KEPT_NAME: usize = 15;
@@ -28,8 +21,12 @@ pub(crate) struct Told {
 }
 
 impl Told {
-    pub(crate) fn set_programs(&self, programs: Vec<String>) {
-        *self.programs.lock().unwrap_or_else(PoisonError::into_inner) = programs;
+    /// Says whether they are others than before.
+    pub(crate) fn set_programs(&self, programs: Vec<String>) -> bool {
+        let mut told = self.programs.lock().unwrap_or_else(PoisonError::into_inner);
+        let changed = *told != programs;
+        *told = programs;
+        changed
     }
 
     pub(crate) fn set_own(&self, own: Vec<u32>) {
@@ -48,6 +45,13 @@ impl Told {
     }
 }
 
+/// Which programs run of those that were looked for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Found {
+    pub(crate) looked_for: Vec<String>,
+    pub(crate) run: Vec<String>,
+}
+
 /// Tells which of the named programs run, by the name of their executable.
 pub(crate) struct Programs {
     told: Told,
@@ -60,105 +64,51 @@ impl Programs {
     }
 }
 
-impl Sensor<Vec<String>> for Programs {
-    fn read(&mut self) -> Reading<Vec<String>> {
-        let wanted = self.told.programs();
-        if wanted.is_empty() {
-            return Reading::Known(Vec::new());
+impl Sensor<Found> for Programs {
+    fn read(&mut self) -> Reading<Found> {
+        let looked_for = self.told.programs();
+        if looked_for.is_empty() {
+            return Reading::Known(Found::default());
         }
         let system = match open(&mut self.system) {
             Ok(system) => system,
             Err(error) => return Reading::Unavailable(because(&error)),
         };
-        let names_only = ProcessRefreshKind::nothing().with_exe(UpdateKind::OnlyIfNotSet).without_tasks();
+        // Always: a launcher becomes the game that it starts, under the number that it has.
+        let names_only = ProcessRefreshKind::nothing().with_exe(UpdateKind::Always).without_tasks();
         if system.refresh_processes_specifics(ProcessesToUpdate::All, true, names_only) == 0 {
             return Reading::unavailable("this system does not list its processes");
         }
-        let running: Vec<(String, String)> = (system.processes().values())
+        let running: Vec<(OsString, OsString)> = (system.processes().values())
             .map(|process| {
                 let executable = process.exe().and_then(|path| path.file_name()).unwrap_or_default();
-                (executable.to_string_lossy().into_owned(), process.name().to_string_lossy().into_owned())
+                (executable.to_owned(), process.name().to_owned())
             })
             .collect();
-        let runs = |program: &String| running.iter().any(|(executable, name)| is_program(program, executable, name));
-        Reading::Known(wanted.into_iter().filter(runs).collect())
+        let runs = |program: &&String| running.iter().any(|(executable, name)| is_program(program, executable, name));
+        let run = looked_for.iter().filter(runs).cloned().collect();
+        Reading::Known(Found { looked_for, run })
     }
 }
 
-/// Whether the process with this executable (empty where it may not be seen) and this name is `program`.
-fn is_program(program: &str, executable: &str, name: &str) -> bool {
-    if same_name(program, executable) || same_name(program, name) {
+/// Whether the process with this executable (empty where it may not be seen) and this name is `program`. People write
+/// `Blender` where the file is called `blender`: case does not matter.
+fn is_program(program: &str, executable: &OsStr, name: &OsStr) -> bool {
+    let (program, found) = (plain(program), [executable, name].map(|found| plain(&found.to_string_lossy())));
+    if found.contains(&program) {
         return true;
     }
-    // The rest of a long name is cut off; that is all there is of another user's process.
-    cfg!(not(windows)) && executable.is_empty() && name.len() == KEPT_NAME && program.starts_with(name)
+    // The rest of a long name is cut off, perhaps within a letter; that is all there is of another user's process.
+    let is_cut = cfg!(not(windows)) && executable.is_empty() && name.len() == KEPT_NAME;
+    is_cut && program.starts_with(found[1].trim_end_matches(char::REPLACEMENT_CHARACTER))
 }
 
-fn same_name(program: &str, found: &str) -> bool {
-    if cfg!(windows) {
-        let plain = |name: &str| {
-            let name = name.to_lowercase();
-            name.strip_suffix(".exe").map(str::to_owned).unwrap_or(name)
-        };
-        return plain(program) == plain(found);
-    }
-    program == found
-}
-
-/// Tells the load of everything but our own processes.
-pub(crate) struct LoadOfOthers {
-    told: Told,
-    system: Option<System>,
-    processor: Processor,
-}
-
-impl LoadOfOthers {
-    pub(crate) fn new(told: Told) -> Self {
-        Self { told, system: None, processor: Processor::new() }
-    }
-
-    fn refresh(processor: &mut Processor, system: &mut System, own: &[Pid]) -> Reading<f32> {
-        system.refresh_memory_specifics(MemoryRefreshKind::nothing().with_ram());
-        let ours = ProcessRefreshKind::nothing().with_cpu().with_memory().without_tasks();
-        system.refresh_processes_specifics(ProcessesToUpdate::Some(own), true, ours);
-        processor.look(system)
-    }
-}
-
-impl Sensor<Load> for LoadOfOthers {
-    /// The first reading takes [`MINIMUM_CPU_UPDATE_INTERVAL`]: a load is the difference of two looks.
-    fn read(&mut self) -> Reading<Load> {
-        let own: Vec<Pid> = self.told.own().into_iter().map(Pid::from_u32).collect();
-        let is_first = self.system.is_none();
-        let system = match open(&mut self.system) {
-            Ok(system) => system,
-            Err(error) => return Reading::Unavailable(because(&error)),
-        };
-        if is_first {
-            // The cores are counted; their use is looked at below.
-            system.refresh_cpu_specifics(CpuRefreshKind::nothing());
-            // Not worth telling: it is the use since the machine was started.
-            let _ = Self::refresh(&mut self.processor, system, &own);
-            thread::sleep(MINIMUM_CPU_UPDATE_INTERVAL);
-        }
-        let cpu_all = match Self::refresh(&mut self.processor, system, &own) {
-            Reading::Known(percent) => percent,
-            Reading::Unavailable(reason) => return Reading::Unavailable(reason),
-        };
-        let cores = system.cpus().len();
-        if cores == 0 || system.total_memory() == 0 {
-            return Reading::unavailable("this system does not tell its load");
-        }
-        let ours: Vec<_> = own.iter().filter_map(|pid| system.process(*pid)).collect();
-        let cpu_ours = ours.iter().map(|process| process.cpu_usage()).sum::<f32>() / cores as f32;
-        let cpu_others = (cpu_all - cpu_ours).clamp(0.0, 100.0).round();
-        let memory_ours: u64 = ours.iter().map(|process| process.memory()).sum();
-        Reading::Known(Load {
-            cpu_others_percent: cpu_others as u8,
-            memory_total: system.total_memory(),
-            memory_available: system.available_memory(),
-            memory_others: system.used_memory().saturating_sub(memory_ours),
-        })
+/// A name as names are compared.
+fn plain(name: &str) -> String {
+    let name = name.to_lowercase();
+    match name.strip_suffix(".exe") {
+        Some(stem) if cfg!(windows) => stem.to_owned(),
+        _ => name,
     }
 }
 
@@ -173,22 +123,35 @@ fn open(system: &mut Option<System>) -> Result<&mut System, sysinfo::Error> {
 mod tests {
     use super::*;
 
+    fn is(program: &str, executable: &str, name: &str) -> bool {
+        is_program(program, OsStr::new(executable), OsStr::new(name))
+    }
+
     #[test]
-    fn programs_are_known_by_their_executable() {
-        assert!(is_program("blender", "blender", "blender"), "the executable's name");
-        assert!(is_program("game.exe", "wine64-preloader", "game.exe"), "a Windows game under wine keeps its name");
-        assert!(!is_program("blend", "blender", "blender"), "a part of a name is another program");
-        if cfg!(not(windows)) {
-            assert!(!is_program("Blender", "blender", "blender"), "names differ by case here");
-            let (program, kept) = ("a-program-with-a-long-name", "a-program-with-");
-            assert!(is_program(program, "", kept), "another user's process shows only 15 bytes");
-            assert!(
-                !is_program(program, "a-program-with-another-name", kept),
-                "where the executable is seen, it decides"
-            );
+    fn programs_are_known_by_their_executable_in_any_case() {
+        assert!(is("blender", "blender", "blender"), "the executable's name");
+        assert!(is("Blender", "blender", "blender"), "as people write it");
+        assert!(is("steam", "Steam", "Steam"), "and as some files are called");
+        assert!(is("game.exe", "wine64-preloader", "Game.exe"), "a Windows game under wine keeps its name");
+        assert!(!is("blend", "blender", "blender"), "a part of a name is another program");
+        if cfg!(windows) {
+            assert!(is("Blender", "blender.exe", "blender.exe"), "nobody writes the ending");
         } else {
-            assert!(is_program("Blender", "blender.exe", "blender.exe"), "names are the same in any case here");
+            let (program, kept) = ("A-Program-with-a-long-name", "a-program-with-");
+            assert!(is(program, "", kept), "another user's process shows only 15 bytes");
+            assert!(!is(program, "", "a-program-with"), "a name of 14 bytes is not cut off");
+            assert!(!is(program, "a-program-with-another-name", kept), "where the executable is seen, it decides");
         }
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_name_that_the_kernel_cut_within_a_letter_is_known() {
+        use std::os::unix::ffi::OsStrExt;
+        let program = "Blumenwiesen-Käfer";
+        let kept = OsStr::from_bytes(&program.as_bytes()[..KEPT_NAME]);
+        assert!(std::str::from_utf8(kept.as_bytes()).is_err(), "the fifteenth byte is half of a letter");
+        assert!(is_program("blumenwiesen-käfer", OsStr::new(""), kept));
     }
 
     #[test]
@@ -197,26 +160,41 @@ mod tests {
         let here = here.file_name().unwrap().to_str().unwrap().to_owned();
         let told = Told::default();
         let mut programs = Programs::new(told.clone());
-        assert_eq!(programs.read(), Reading::Known(Vec::new()), "nothing is asked for");
-        told.set_programs(vec!["no-such-program".to_owned(), here.clone()]);
-        assert_eq!(programs.read(), Reading::Known(vec![here]), "this test is a running program");
+        assert_eq!(programs.read(), Reading::Known(Found::default()), "nothing is asked for");
+        let looked_for = vec!["no-such-program".to_owned(), here.clone()];
+        told.set_programs(looked_for.clone());
+        assert_eq!(programs.read(), Reading::Known(Found { looked_for, run: vec![here] }), "this test is running");
     }
 
+    #[cfg(target_os = "linux")]
     #[test]
-    fn our_own_work_is_not_the_load_of_others() {
+    fn a_launcher_that_becomes_the_game_is_known_as_the_game() {
+        use std::{
+            fs,
+            io::Write,
+            process::{Command, Stdio},
+            thread,
+            time::{Duration, Instant},
+        };
+        let folder = tempfile::tempdir().unwrap();
+        let game = folder.path().join("a-game-with-a-name-of-its-own");
+        fs::copy("/bin/sleep", &game).unwrap();
+        let mut launcher = Command::new("/bin/sh");
+        launcher.args(["-c", "read begin; exec \"$0\" 60"]).arg(&game).stdin(Stdio::piped());
+        let mut launcher = launcher.spawn().unwrap();
         let told = Told::default();
-        let mut load = LoadOfOthers::new(told);
-        let read = |load: &mut LoadOfOthers| load.read().known().copied().expect("this system tells its load");
-        let first = read(&mut load);
-        assert!(first.memory_others > 0 && first.memory_others < first.memory_total, "{first:?}");
-        assert!(first.memory_available <= first.memory_total, "{first:?}");
-        // A quarter of a gigabyte of ours, touched: others' memory does not grow by it.
-        let ours = vec![1u8; 256 << 20];
-        thread::sleep(MINIMUM_CPU_UPDATE_INTERVAL);
-        let second = read(&mut load);
-        std::hint::black_box(&ours);
-        let grown = second.memory_others.saturating_sub(first.memory_others);
-        assert!(grown < 200 << 20, "our own 256 MiB are not others', grew by {} MiB", grown >> 20);
-        assert!(second.cpu_others_percent <= 100, "{second:?}");
+        told.set_programs(vec!["a-game-with-a-name-of-its-own".to_owned()]);
+        let mut programs = Programs::new(told);
+        let mut runs = || programs.read().known().expect("this system lists its processes").run.len();
+        assert_eq!(runs(), 0, "the launcher runs and not yet the game");
+        launcher.stdin.take().unwrap().write_all(b"begin\n").unwrap();
+        let began = Instant::now();
+        while runs() == 0 && began.elapsed() < Duration::from_secs(5) {
+            thread::sleep(Duration::from_millis(20));
+        }
+        let seen = runs();
+        launcher.kill().unwrap();
+        launcher.wait().unwrap();
+        assert_eq!(seen, 1, "the same process is now the game");
     }
 }

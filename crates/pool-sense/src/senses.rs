@@ -1,33 +1,35 @@
 //! All sensors together, asked in the background at their intervals.
 
 use std::{
+    collections::HashMap,
     io,
     sync::{Arc, Mutex, PoisonError},
     thread,
     time::{Duration, Instant},
 };
 
-use pool_types::Reading;
+use pool_types::{ByteSize, Reading};
 use thiserror::Error;
 use tokio::sync::watch;
 
 use crate::{
     cell::{Cell, Sensed},
-    gpu::NvidiaGpus,
+    energy::Energy,
+    gpu::{MemoryHeld, NvidiaGpus},
     input::Seen,
     lane::{Lane, Task},
     platform::{self, Sensors},
-    processes::{LoadOfOthers, Programs, Told},
+    processes::{Found, Programs, Told},
     surroundings::Surroundings,
-    values::{Gpus, Idle, Load, Metered, Power},
+    values::{Gpus, Idle, Metered, Power},
 };
 
 const FULL_SCREEN_EVERY: Duration = Duration::from_secs(1);
 const KEPT_AWAKE_EVERY: Duration = Duration::from_secs(2);
 const METERED_EVERY: Duration = Duration::from_secs(5);
 const PROGRAMS_EVERY: Duration = Duration::from_secs(4);
-const LOAD_EVERY: Duration = Duration::from_secs(2);
 const POWER_EVERY: Duration = Duration::from_secs(5);
+const CPU_ENERGY_EVERY: Duration = Duration::from_secs(5);
 const GPUS_EVERY: Duration = Duration::from_secs(2);
 
 /// The longest time between two looks of any source of input, and some more.
@@ -44,10 +46,10 @@ pub struct Snapshot {
     pub kept_awake: Sensed<bool>,
     /// Those of the owner's programs that run, as the owner wrote them.
     pub programs: Sensed<Vec<String>>,
-    /// What others ask of processor and memory.
-    pub load: Sensed<Load>,
     /// Battery or mains.
     pub power: Sensed<Power>,
+    /// What the processor has used since it was first looked at, by whomever.
+    pub cpu_energy: Sensed<Energy>,
     /// Whether traffic costs.
     pub metered: Sensed<Metered>,
     /// NVIDIA's GPUs.
@@ -62,15 +64,16 @@ impl Snapshot {
             full_screen: Sensed::never(),
             kept_awake: Sensed::never(),
             programs: Sensed::never(),
-            load: Sensed::never(),
             power: Sensed::never(),
+            cpu_energy: Sensed::never(),
             metered: Sensed::never(),
             gpus: Sensed::never(),
         }
     }
 }
 
-/// What a node wants to know of its owner's presence and its machine's state. No call blocks.
+/// What a node wants to know of its owner's presence and its machine's state. No call blocks but
+/// [`Presence::gpu_memory_of`].
 pub trait Presence: Send + Sync {
     /// What is known now. Cheap: it copies what was read in the background.
     fn snapshot(&self) -> Snapshot;
@@ -79,12 +82,20 @@ pub trait Presence: Send + Sync {
     /// of input works. A source that has just begun to serve tells the latest moment at which an input may have been.
     fn input(&self) -> watch::Receiver<Reading<Instant>>;
 
-    /// The owner's list of programs during which they want to be left alone: names of executables, in any case on
-    /// Windows. Counts from the next reading on.
+    /// The owner's list of programs during which they want to be left alone: names of executables, in any case. They
+    /// are looked for at once.
     fn set_programs(&self, programs: Vec<String>);
 
     /// The processes that are ours besides this one (the shard), so that their load is not taken for others'.
     fn set_own_processes(&self, pids: Vec<u32>);
+
+    /// The GPU memory that a process holds at this moment, on all cards together: asked at once, not read in the
+    /// background, so that whoever ends a process can see when its memory is free. Blocks for as long as the driver takes,
+    /// about a millisecond; the first call opens the driver.
+    ///
+    /// A process that is gone holds 0 bytes. So does one that the driver knows by another number, as in a container: who
+    /// waits for the memory of a process asks before it ends, too.
+    fn gpu_memory_of(&self, pid: u32) -> Reading<ByteSize>;
 }
 
 /// Why the senses could not be started.
@@ -101,9 +112,9 @@ struct Cells {
     input: Arc<Cell<Seen>>,
     full_screen: Arc<Cell<bool>>,
     kept_awake: Arc<Cell<bool>>,
-    programs: Arc<Cell<Vec<String>>>,
-    load: Arc<Cell<Load>>,
+    programs: Arc<Cell<Found>>,
     power: Arc<Cell<Power>>,
+    cpu_energy: Arc<Cell<Energy>>,
     metered: Arc<Cell<Metered>>,
     gpus: Arc<Cell<Gpus>>,
 }
@@ -114,7 +125,9 @@ pub struct Senses {
     told: Told,
     cells: Cells,
     news: watch::Receiver<Reading<Instant>>,
-    lanes: Vec<Lane>,
+    gpu_memory: MemoryHeld,
+    machine: Lane,
+    others: [Lane; 3],
 }
 
 impl Senses {
@@ -126,15 +139,15 @@ impl Senses {
             full_screen: cell(FULL_SCREEN_EVERY),
             kept_awake: cell(KEPT_AWAKE_EVERY),
             programs: cell(PROGRAMS_EVERY),
-            load: cell(LOAD_EVERY),
             power: cell(POWER_EVERY),
+            cpu_energy: cell(CPU_ENERGY_EVERY),
             metered: cell(METERED_EVERY),
             gpus: cell(GPUS_EVERY),
         };
-        let Sensors { input, full_screen, kept_awake, metered, power } = platform::sensors(surroundings);
+        let Sensors { input, full_screen, kept_awake, metered, power, cpu_energy } = platform::sensors(surroundings);
         let (news_sender, news) = watch::channel(Reading::unavailable("it has not been read yet"));
         let seen = cells.input.clone();
-        let input = Lane::start("sense-input", move |stop| input.follow(&seen, &news_sender, stop));
+        let input = Lane::start("sense-input", move |calls| input.follow(&seen, &news_sender, calls));
         let desktop = vec![
             Task::new(FULL_SCREEN_EVERY, full_screen, cells.full_screen.clone()),
             Task::new(KEPT_AWAKE_EVERY, kept_awake, cells.kept_awake.clone()),
@@ -142,29 +155,33 @@ impl Senses {
         ];
         let machine = vec![
             Task::new(POWER_EVERY, power, cells.power.clone()),
+            Task::new(CPU_ENERGY_EVERY, cpu_energy, cells.cpu_energy.clone()),
             Task::new(PROGRAMS_EVERY, Box::new(Programs::new(told.clone())), cells.programs.clone()),
-            Task::new(LOAD_EVERY, Box::new(LoadOfOthers::new(told.clone())), cells.load.clone()),
         ];
         let gpus = NvidiaGpus::new(surroundings.nvml.clone(), told.clone());
         let gpus = vec![Task::new(GPUS_EVERY, Box::new(gpus), cells.gpus.clone())];
-        let lanes = [
-            ("sense-input", input),
-            ("sense-desktop", Lane::of_tasks("sense-desktop", desktop)),
-            ("sense-machine", Lane::of_tasks("sense-machine", machine)),
-            ("sense-gpu", Lane::of_tasks("sense-gpu", gpus)),
-        ];
-        let lanes: Result<Vec<Lane>, SensesError> =
-            (lanes.into_iter()).map(|(name, lane)| lane.map_err(|source| SensesError { name, source })).collect();
-        Ok(Self { told, cells, news, lanes: lanes? })
+        let of_tasks = |name, tasks| Lane::of_tasks(name, tasks).map_err(|source| SensesError { name, source });
+        let machine = of_tasks("sense-machine", machine)?;
+        let input = input.map_err(|source| SensesError { name: "sense-input", source })?;
+        let others = [input, of_tasks("sense-desktop", desktop)?, of_tasks("sense-gpu", gpus)?];
+        let gpu_memory = MemoryHeld::new(surroundings.nvml.clone());
+        Ok(Self { told, cells, news, gpu_memory, machine, others })
     }
 
-    /// Waits until every sensor was read once, or for `at_most`; says whether they were. For programs that look once.
+    /// Blocks until every sensor was read once and the programs that were told by then were looked for, or for
+    /// `at_most`; says whether they were. Whoever decides by a snapshot waits for this first: a machine of which nothing
+    /// is known yet is not one whose sensors fail.
     pub fn wait_for_first_readings(&self, at_most: Duration) -> bool {
         let until = Instant::now() + at_most;
-        let Cells { input, full_screen, kept_awake, programs, load, power, metered, gpus } = &self.cells;
+        let Cells { input, full_screen, kept_awake, programs, power, cpu_energy, metered, gpus } = &self.cells;
+        let wanted = self.told.programs();
         loop {
             let session = input.was_read() && full_screen.was_read() && kept_awake.was_read();
-            let machine = programs.was_read() && load.was_read() && power.was_read();
+            let found = programs.get(Instant::now()).reading;
+            let machine = power.was_read()
+                && cpu_energy.was_read()
+                && programs.was_read()
+                && found.known().is_none_or(|found| found.looked_for == wanted);
             if session && machine && metered.was_read() && gpus.was_read() {
                 return true;
             }
@@ -179,15 +196,14 @@ impl Senses {
 impl Presence for Senses {
     fn snapshot(&self) -> Snapshot {
         let now = Instant::now();
-        let Sensed { reading, age } = self.cells.input.get(now);
-        let reading = reading.map(|(last, source)| Idle { idle_for: last.idle_for(now), source });
+        let idle = |(last, source): Seen| Idle { idle_for: last.idle_for(now), source };
         Snapshot {
-            input: Sensed { reading, age },
+            input: self.cells.input.get(now).map(idle),
             full_screen: self.cells.full_screen.get(now),
             kept_awake: self.cells.kept_awake.get(now),
-            programs: self.cells.programs.get(now),
-            load: self.cells.load.get(now),
+            programs: self.cells.programs.get(now).map(|found| found.run),
             power: self.cells.power.get(now),
+            cpu_energy: self.cells.cpu_energy.get(now),
             metered: self.cells.metered.get(now),
             gpus: self.cells.gpus.get(now),
         }
@@ -198,18 +214,24 @@ impl Presence for Senses {
     }
 
     fn set_programs(&self, programs: Vec<String>) {
-        self.told.set_programs(programs);
+        if self.told.set_programs(programs) {
+            self.machine.look_at_once();
+        }
     }
 
     fn set_own_processes(&self, pids: Vec<u32>) {
         self.told.set_own(pids);
+    }
+
+    fn gpu_memory_of(&self, pid: u32) -> Reading<ByteSize> {
+        self.gpu_memory.by(pid)
     }
 }
 
 impl Drop for Senses {
     fn drop(&mut self) {
         // All are asked first, so that they end side by side.
-        self.lanes.iter().for_each(Lane::ask_to_end);
+        self.others.iter().chain([&self.machine]).for_each(Lane::ask_to_end);
     }
 }
 
@@ -223,13 +245,14 @@ pub struct FixedPresence {
     snapshot: Mutex<Snapshot>,
     news: watch::Sender<Reading<Instant>>,
     told: Told,
+    gpu_memory: Mutex<HashMap<u32, Reading<ByteSize>>>,
 }
 
 impl FixedPresence {
     /// Tells `snapshot` until another is set.
     pub fn new(snapshot: Snapshot) -> Self {
         let (news, _) = watch::channel(Reading::unavailable("no input was told"));
-        Self { snapshot: Mutex::new(snapshot), news, told: Told::default() }
+        Self { snapshot: Mutex::new(snapshot), news, told: Told::default(), gpu_memory: Mutex::default() }
     }
 
     /// Tells `snapshot` from now on.
@@ -240,6 +263,11 @@ impl FixedPresence {
     /// The programs that are looked for.
     pub fn programs(&self) -> Vec<String> {
         self.told.programs()
+    }
+
+    /// The process holds this GPU memory from now on. Of one that was never told, it is unavailable.
+    pub fn set_gpu_memory_of(&self, pid: u32, held: Reading<ByteSize>) {
+        self.gpu_memory.lock().unwrap_or_else(PoisonError::into_inner).insert(pid, held);
     }
 
     /// Somebody touches the keyboard at `at`.
@@ -263,5 +291,10 @@ impl Presence for FixedPresence {
 
     fn set_own_processes(&self, pids: Vec<u32>) {
         self.told.set_own(pids);
+    }
+
+    fn gpu_memory_of(&self, pid: u32) -> Reading<ByteSize> {
+        let told = self.gpu_memory.lock().unwrap_or_else(PoisonError::into_inner).get(&pid).cloned();
+        told.unwrap_or_else(|| Reading::unavailable("no GPU memory was told"))
     }
 }

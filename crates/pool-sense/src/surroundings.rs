@@ -16,6 +16,8 @@ pub struct Surroundings {
     pub system_bus: Option<String>,
     /// The folder of power supplies; without it, Linux's own.
     pub power_supplies: Option<PathBuf>,
+    /// The folder of energy counters; without it, Linux's own.
+    pub powercap: Option<PathBuf>,
     /// The folder of joystick devices; without it, Linux's own.
     pub joysticks: Option<PathBuf>,
     /// NVIDIA's management library; without it, the one that its driver installs.
@@ -43,6 +45,7 @@ impl Surroundings {
             session_bus: variable("DBUS_SESSION_BUS_ADDRESS").or_else(usual_session_bus),
             system_bus: Some(variable("DBUS_SYSTEM_BUS_ADDRESS").unwrap_or_else(usual_system_bus)),
             power_supplies: None,
+            powercap: None,
             joysticks: None,
             nvml: None,
         }

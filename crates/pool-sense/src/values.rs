@@ -4,6 +4,8 @@ use std::{fmt, time::Duration};
 
 use pool_types::Reading;
 
+use crate::Energy;
+
 /// How long the owner has not touched keyboard, mouse or game controller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Idle {
@@ -41,19 +43,6 @@ impl fmt::Display for IdleSource {
             Self::Controller => "a game controller",
         })
     }
-}
-
-/// What everything but our own processes asks of processor and memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Load {
-    /// Processor time of other processes over the last interval, in percent of all cores: 0 to 100.
-    pub cpu_others_percent: u8,
-    /// Memory of the machine, in bytes.
-    pub memory_total: u64,
-    /// Bytes that can be taken without swapping.
-    pub memory_available: u64,
-    /// Bytes that are in use by others: all that is used, without our own processes.
-    pub memory_others: u64,
 }
 
 /// Where the machine's power comes from.
@@ -106,8 +95,9 @@ pub struct Gpu {
     pub temperature: Reading<u32>,
     /// Power draw at this moment, in milliwatts.
     pub power_milliwatts: Reading<u32>,
-    /// Energy since the driver was loaded, in millijoules. Differences of it are measured energy.
-    pub energy_millijoules: Reading<u64>,
+    /// What the card has used since it was first looked at, by whomever: by its own counter, or where it has none by its
+    /// power.
+    pub energy: Reading<Energy>,
 }
 
 /// How busy a GPU is, in percent of the time: 0 to 100.
@@ -131,13 +121,6 @@ impl GpuLoad {
 impl fmt::Display for Idle {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(formatter, "{:.1} s ago, says {}", self.idle_for.as_secs_f64(), self.source)
-    }
-}
-
-impl fmt::Display for Load {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (others, total) = (self.memory_others >> 20, self.memory_total >> 20);
-        write!(formatter, "{} % of all cores, {others} of {total} MiB of memory", self.cpu_others_percent)
     }
 }
 

@@ -4,20 +4,18 @@ mod controllers;
 mod input;
 mod network;
 mod power;
-mod processor;
 mod screen;
 
 use pool_types::Reading;
 
 use crate::{
     input::{Candidate, OwnerInput},
-    platform::Sensors,
+    platform::{Sensors, Unknown},
     sensor::InputSource,
     surroundings::Surroundings,
     values::IdleSource,
 };
 
-pub(crate) use self::processor::Processor;
 use self::{
     controllers::XInput,
     input::WindowsInput,
@@ -37,5 +35,6 @@ pub(crate) fn sensors(_surroundings: &Surroundings) -> Sensors {
         kept_awake: Box::new(KeptAwake),
         metered: Box::new(NetworkCost::default()),
         power: Box::new(PowerStatus),
+        cpu_energy: Box::new(Unknown),
     }
 }

@@ -33,7 +33,7 @@ fn a_paused_node_looks_around_for_less_than_half_a_percent_of_a_core() {
     // The services answer from this process and are counted with it.
     let runtime = Runtime::new().unwrap();
     let _network = runtime.block_on(NetworkManager(Arc::new(AtomicU32::new(2))).start(&bus.address));
-    let _session = runtime.block_on(SessionManager(Arc::default()).start(&bus.address));
+    let _session = runtime.block_on(SessionManager::default().start(&bus.address));
     let surroundings =
         Surroundings { x11_display: Some(server.display.clone()), power_supplies: None, ..bus.surroundings() };
     let senses = start(&surroundings);

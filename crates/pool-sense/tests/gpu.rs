@@ -8,11 +8,11 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::Command,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
-use pool_sense::{Gpu, GpuLoad, Presence, Senses, Surroundings};
-use pool_types::Reading;
+use pool_sense::{Energy, Gpu, GpuLoad, Millijoules, Presence, Senses, Surroundings};
+use pool_types::{ByteSize, Reading};
 use tempfile::TempDir;
 
 use support::{nowhere, start, wait_for};
@@ -89,7 +89,7 @@ fn a_game_and_our_shard_share_a_card() {
     let fake = FakeNvml::answering(RECORDED);
     let senses = Senses::start(&fake.surroundings()).unwrap();
     senses.set_own_processes(vec![SHARD]);
-    let expected = Gpu {
+    let expected = |energy: &Reading<Energy>| Gpu {
         index: 0,
         uuid: Reading::Known("GPU-8e5f0a51-6f0c-4a0e-9d9c-2f6f8b1f7a10".to_owned()),
         name: Reading::Known("NVIDIA GeForce RTX 4090".to_owned()),
@@ -102,13 +102,13 @@ fn a_game_and_our_shard_share_a_card() {
         load: Reading::Known(GpuLoad::Others(25)),
         temperature: Reading::Known(64),
         power_milliwatts: Reading::Known(287_123),
-        energy_millijoules: Reading::Known(91_827_364_550),
+        energy: energy.clone(),
     };
     // The driver tells each sample once: new ones, now that our shard is known.
     assert!(senses.wait_for_first_readings(Duration::from_secs(20)), "the senses answer");
     fake.answer(&changed(RECORDED, SAMPLES, LATER_SAMPLES));
     wait_for(&senses, Duration::from_secs(10), "the recorded card is read", |now| {
-        now.gpus.reading.known().is_some_and(|gpus| gpus.cards == [expected.clone()])
+        now.gpus.reading.known().is_some_and(|gpus| gpus.cards == [expected(&gpus.cards[0].energy)])
     });
     assert_eq!(senses.snapshot().gpus.reading.known().unwrap().driver_version, "580.82.07");
 
@@ -119,11 +119,102 @@ fn a_game_and_our_shard_share_a_card() {
     });
 }
 
+/// Microseconds since 1970, some centuries from now.
+const FUTURE: &str = "9000000000000000";
+
+#[test]
+fn what_a_driver_makes_up_is_no_load() {
+    let nonsense = format!("31337:{FUTURE}:40 0:2500:50 555:0:60");
+    let samples = |samples: &str| changed(RECORDED, SAMPLES, &format!("{samples} {nonsense}"));
+    let fake = FakeNvml::answering(&samples(SAMPLES));
+    let senses = start(&fake.surroundings());
+    let load = |expected: GpuLoad, reason: &str| {
+        wait_for(&senses, Duration::from_secs(10), reason, |now| {
+            now.gpus.reading.known().is_some_and(|gpus| gpus.cards[0].load == Reading::Known(expected))
+        });
+    };
+    // Ours is not known to be ours here: the game's 23, the desktop's 2, the shard's 71.
+    assert_eq!(the_card(&senses).load, Reading::Known(GpuLoad::Others(96)), "samples from nowhere do not count");
+    fake.answer(&samples("900:12000:31"));
+    load(GpuLoad::Others(31), "and their times do not hide the samples that follow");
+    fake.answer(&changed(RECORDED, SAMPLES, &nonsense).replace("0.utilisation 96", "0.utilisation 64"));
+    load(GpuLoad::Whole(64), "where all samples are made up, the whole card's load is what is known");
+}
+
+/// The card's energy, once it is as wanted.
+fn energy(senses: &Senses, reason: &str, wanted: impl Fn(&Energy) -> bool) -> Energy {
+    let of = |card: &Gpu| card.energy.known().copied();
+    let now = wait_for(senses, Duration::from_secs(15), reason, |now| {
+        now.gpus.reading.known().and_then(|gpus| of(&gpus.cards[0])).is_some_and(|energy| wanted(&energy))
+    });
+    of(&now.gpus.reading.known().unwrap().cards[0]).unwrap()
+}
+
+#[test]
+fn a_cards_energy_is_what_its_counter_counted_since_we_looked() {
+    let counter = |millijoules: u64| changed(RECORDED, "0.energy 91827364550", &format!("0.energy {millijoules}"));
+    let fake = FakeNvml::answering(RECORDED);
+    let senses = start(&fake.surroundings());
+    let first = energy(&senses, "the counter is read", |_| true);
+    assert_eq!(first.used, Millijoules(0), "what was used before is not ours to count");
+    fake.answer(&counter(91_827_364_550 + 600_000));
+    let second = energy(&senses, "600 J were used", |energy| energy.used == Millijoules(600_000));
+    assert!(second.measured >= Duration::from_secs(1) && second.not_measured.is_zero(), "{second:?}");
+    // The driver is loaded again, and its counter begins at nothing.
+    fake.answer(&counter(5_000));
+    let third = energy(&senses, "a step is not measured", |energy| !energy.not_measured.is_zero());
+    assert_eq!(third.used, Millijoules(600_000), "nothing earlier is lost, and nothing is made up");
+    fake.answer(&counter(305_000));
+    energy(&senses, "300 J more", |energy| energy.used == Millijoules(900_000));
+}
+
+#[test]
+fn a_card_without_a_counter_is_measured_by_its_power() {
+    let values = changed(RECORDED, "0.energy 91827364550", "0.energy error 3");
+    let fake = FakeNvml::answering(&values);
+    let senses = start(&fake.surroundings());
+    let three_looks = Duration::from_secs(4);
+    let energy = energy(&senses, "it is looked at again", |energy| energy.measured >= three_looks);
+    let expected = 287_123 * energy.measured.as_nanos() / 1_000_000_000;
+    assert_eq!(u128::from(energy.used.0), expected, "287 W for as long as it was measured: {energy:?}");
+
+    fake.answer(&changed(&values, "0.power 287123", "0.power error 3"));
+    let silent = |now: &pool_sense::Snapshot| now.gpus.reading.known().unwrap().cards[0].energy.known().is_none();
+    let now = wait_for(&senses, Duration::from_secs(10), "it tells neither", silent);
+    let told = now.gpus.reading.known().unwrap().cards[0].energy.to_string();
+    assert_eq!(told, "unavailable, because this card does not tell it");
+}
+
+#[test]
+fn the_memory_of_a_process_is_told_at_once() {
+    let second = RECORDED.lines().filter(|line| line.starts_with("0.")).map(|line| format!("1{}\n", &line[1..]));
+    let both = changed(RECORDED, "count 1", "count 2") + &second.collect::<String>();
+    let fake = FakeNvml::answering(RECORDED);
+    let senses = start(&fake.surroundings());
+    assert_eq!(senses.gpu_memory_of(SHARD), Reading::Known(ByteSize(12_884_901_888)), "listed twice, held once");
+    assert_eq!(senses.gpu_memory_of(123), Reading::Known(ByteSize(0)), "a process that uses no GPU");
+    fake.answer(&both);
+    assert_eq!(senses.gpu_memory_of(SHARD), Reading::Known(ByteSize(2 * 12_884_901_888)), "on both cards");
+    // The shard has ended; the sensor that reads in the background does not know it yet.
+    fake.answer(&both.replace("4242:12884901888", ""));
+    assert_eq!(senses.gpu_memory_of(SHARD), Reading::Known(ByteSize(0)), "nobody waits for the next interval");
+
+    let began = Instant::now();
+    (0..100).for_each(|_| assert!(senses.gpu_memory_of(SHARD).known().is_some()));
+    let each = began.elapsed() / 100;
+    assert!(each < Duration::from_millis(10), "it may be asked every ten milliseconds, each took {each:?}");
+
+    fake.answer(&changed(RECORDED, "0.compute 4242:12884901888", "0.compute 4242:-"));
+    let told = senses.gpu_memory_of(SHARD).to_string();
+    assert_eq!(told, "unavailable, because the driver does not tell memory per program", "as under Windows");
+    let told = start(&nowhere()).gpu_memory_of(SHARD).to_string();
+    assert_eq!(told, "unavailable, because no NVIDIA driver is installed");
+}
+
 #[test]
 fn a_driver_that_does_not_tell_programs_apart_says_so() {
     let values = changed(RECORDED, "0.samples 4242:1000:71", "0.samples error 3");
     let values = changed(&values, "0.compute 4242:12884901888", "0.compute 4242:-");
-    let values = changed(&values, "0.energy 91827364550", "0.energy error 3");
     let fake = FakeNvml::answering(&values);
     let senses = Senses::start(&fake.surroundings()).unwrap();
     senses.set_own_processes(vec![SHARD]);
@@ -139,7 +230,6 @@ fn a_driver_that_does_not_tell_programs_apart_says_so() {
     assert_eq!(card.memory_ours.to_string(), why, "as under Windows");
     assert_eq!(card.memory_others.to_string(), why, "what is ours is unknown, so others' is too");
     assert_eq!(card.memory_used, Reading::Known(16_255_483_904), "the sum is known all the same");
-    assert_eq!(card.energy_millijoules.to_string(), "unavailable, because this card does not tell it");
 }
 
 #[test]

@@ -82,7 +82,7 @@ mod tests {
             load: Reading::Known(load),
             temperature: Reading::Known(61),
             power_milliwatts: Reading::unavailable("this card does not tell it"),
-            energy_millijoules: Reading::unavailable("this card does not tell it"),
+            energy: Reading::unavailable("this card does not tell it"),
         }
     }
 

@@ -25,7 +25,8 @@
 //! `!share=1h`, `!finish`, `!resume`, `!not-now`.
 //!
 //! Expected: state, reason, and as wished the action, `gpus=A,B` (those in use; `gpus=-` for none), `downloads=run` or why
-//! not, `starts=22:05:00` (the earliest change), and `says "..."` (the whole sentence).
+//! not, `cap=1048576` (bytes a second that downloads may take; `cap=-` for any), `duty=30` (the percentage of the time in
+//! which the GPU may compute), `starts=22:05:00` (the earliest change), and `says "..."` (the whole sentence).
 
 use std::{fmt, time::Duration};
 

@@ -163,6 +163,15 @@ impl<'a> Stage<'a> {
                 Downloads::Run { .. } => expected == "run",
                 Downloads::Wait(wait) => serde_json::to_value(wait).is_ok_and(|name| name == expected),
             },
+            Some(("cap", expected)) => match decision.downloads {
+                Downloads::Run { at_most } => at_most.map_or("-".into(), |cap| cap.0.to_string()) == expected,
+                Downloads::Wait(_) => false,
+            },
+            Some(("duty", expected)) => match decision.action {
+                Action::Share => expected == "100",
+                Action::ShareGently(Percent(duty)) | Action::Drain(Percent(duty)) => duty.to_string() == expected,
+                Action::Stay | Action::Yield => expected == "0",
+            },
             Some(("starts", expected)) => decision.next.earliest.is_some_and(|at| self.reads(at).ends_with(expected)),
             Some(_) => return None,
         })

@@ -11,6 +11,7 @@ use tokio::{
 use tokio_stream::StreamExt;
 use zbus::{
     Connection, MatchRule, MessageStream, Proxy,
+    message::Type,
     proxy::{self, CacheProperties, MethodFlags},
     zvariant::{DynamicDeserialize, DynamicType, OwnedValue},
 };
@@ -22,6 +23,8 @@ const DEADLINE: Duration = Duration::from_millis(250);
 
 /// Signals that may wait to be looked at; those that we ask for come one at a time.
 const MOST_SIGNALS: usize = 8;
+
+const DBUS: &str = "org.freedesktop.DBus";
 
 /// A service's object.
 #[derive(Clone, Copy, Debug)]
@@ -62,6 +65,23 @@ pub(super) enum BusError {
     },
 }
 
+impl BusError {
+    /// Whether nobody is there to be asked; else somebody is and gave no answer.
+    pub(super) fn is_absence(&self) -> bool {
+        matches!(self, Self::NoBus(_) | Self::Connect(..) | Self::NotRunning(_))
+    }
+}
+
+/// What was heard of a service that is listened to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Heard {
+    Nothing,
+    /// What was asked for.
+    Signal,
+    /// The service has ended or has been started again: it has forgotten what it was asked for.
+    Restart,
+}
+
 /// A connection to a bus, made when it is first needed and again when it was lost.
 pub(super) struct Bus {
     name: &'static str,
@@ -69,7 +89,13 @@ pub(super) struct Bus {
     /// Driven only while a question waits for its answer.
     runtime: Option<Runtime>,
     connection: Option<Connection>,
-    signals: Option<MessageStream>,
+    listens: Option<Listens>,
+}
+
+/// Signals of a service, and the bus's word on who that service is.
+struct Listens {
+    signals: MessageStream,
+    owners: MessageStream,
 }
 
 impl Bus {
@@ -82,7 +108,7 @@ impl Bus {
     }
 
     fn new(name: &'static str, address: Option<String>) -> Self {
-        Self { name, address, runtime: None, connection: None, signals: None }
+        Self { name, address, runtime: None, connection: None, listens: None }
     }
 
     /// Calls `method`. Blocks for as long as [`DEADLINE`], twice that when the connection must be made first.
@@ -137,17 +163,30 @@ impl Bus {
         })
     }
 
-    /// Asks for signals that match `rule`, from now on.
-    pub(super) fn listen(&mut self, rule: MatchRule<'static>) -> Result<(), BusError> {
+    /// Asks for the signal `member` of a service's interface, with `about` as its first argument where one is given. Any
+    /// of the service's objects may send it: systemd-logind names a session otherwise than who asks for it.
+    pub(super) fn listen(
+        &mut self,
+        place: Place,
+        member: &'static str,
+        about: Option<&'static str>,
+    ) -> Result<(), BusError> {
         self.connect()?;
         let (Some(runtime), Some(connection)) = (&self.runtime, &self.connection) else {
             return Err(BusError::NoBus(self.name));
         };
-        let ask = MessageStream::for_match_rule(rule, connection, Some(MOST_SIGNALS));
-        let asked = runtime.block_on(async { timeout(DEADLINE, ask).await });
+        let ask = async {
+            let signals = signal(place.service, place.interface, member, about)?;
+            let owners = signal(DBUS, DBUS, "NameOwnerChanged", Some(place.service))?;
+            Ok(Listens {
+                signals: MessageStream::for_match_rule(signals, connection, Some(MOST_SIGNALS)).await?,
+                owners: MessageStream::for_match_rule(owners, connection, Some(MOST_SIGNALS)).await?,
+            })
+        };
+        let asked: Result<zbus::Result<Listens>, _> = runtime.block_on(async { timeout(DEADLINE, ask).await });
         match asked {
-            Ok(Ok(signals)) => {
-                self.signals = Some(signals);
+            Ok(Ok(listens)) => {
+                self.listens = Some(listens);
                 Ok(())
             }
             Ok(Err(source)) => {
@@ -158,19 +197,34 @@ impl Bus {
         }
     }
 
-    /// Waits for a signal that was asked for; says whether one came.
-    pub(super) fn wait(&mut self, at_most: Duration) -> bool {
-        let (Some(runtime), Some(signals)) = (&self.runtime, &mut self.signals) else {
+    /// Whether it listens; a connection that was lost takes that with it.
+    pub(super) fn listens(&self) -> bool {
+        self.listens.is_some()
+    }
+
+    /// Waits for what was asked for.
+    pub(super) fn wait(&mut self, at_most: Duration) -> Heard {
+        let (Some(runtime), Some(Listens { signals, owners })) = (&self.runtime, &mut self.listens) else {
             std::thread::sleep(at_most);
-            return false;
+            return Heard::Nothing;
         };
-        let came = runtime.block_on(async { timeout(at_most, signals.next()).await });
-        if matches!(came, Ok(None)) {
-            // The bus is gone; the next question says so.
-            self.disconnect();
-            std::thread::sleep(at_most);
+        let next = async {
+            tokio::select! {
+                biased;
+                message = owners.next() => (message, Heard::Restart),
+                message = signals.next() => (message, Heard::Signal),
+            }
+        };
+        match runtime.block_on(async { timeout(at_most, next).await }) {
+            Ok((Some(Ok(_)), heard)) => heard,
+            Ok((None, _)) => {
+                // The bus is gone; the next question says so.
+                self.disconnect();
+                std::thread::sleep(at_most);
+                Heard::Nothing
+            }
+            Ok((Some(Err(_)), _)) | Err(_) => Heard::Nothing,
         }
-        matches!(came, Ok(Some(Ok(_))))
     }
 
     fn connect(&mut self) -> Result<(), BusError> {
@@ -201,7 +255,7 @@ impl Bus {
     fn disconnect(&mut self) {
         // Both tell the bus in a task of the runtime when they are dropped.
         let _inside = self.runtime.as_ref().map(Runtime::enter);
-        self.signals = None;
+        self.listens = None;
         self.connection = None;
     }
 }
@@ -213,6 +267,16 @@ impl Drop for Bus {
             runtime.shutdown_background();
         }
     }
+}
+
+fn signal(
+    sender: &'static str,
+    interface: &'static str,
+    member: &'static str,
+    about: Option<&'static str>,
+) -> zbus::Result<MatchRule<'static>> {
+    let rule = MatchRule::builder().msg_type(Type::Signal).sender(sender)?.interface(interface)?.member(member)?;
+    Ok(if let Some(about) = about { rule.arg(0, about)? } else { rule }.build())
 }
 
 fn is_absence(error: &str) -> bool {

@@ -28,7 +28,8 @@ const MOST_EVENTS: usize = 64;
 const BUTTON: u8 = 1;
 const AXIS: u8 = 2;
 
-/// With this bit an event tells the state at the beginning, which nobody has just caused.
+/// With this bit an event tells the state as it is: at the beginning, and again when events were lost because too many
+/// waited. What differs then from what was known before was caused by somebody.
 const INITIAL: u8 = 0x80;
 
 /// Reads `/dev/input/js*`, or another folder's.
@@ -41,8 +42,8 @@ pub(super) struct Joysticks {
 
 struct Joystick {
     device: File,
-    /// Where each stick was last, coarsely.
-    sticks: HashMap<u8, i32>,
+    /// Where each button and stick (its kind and number) was last, sticks coarsely.
+    state: HashMap<(u8, u8), i32>,
 }
 
 impl Joysticks {
@@ -61,7 +62,7 @@ impl Joysticks {
                 && !self.open.contains_key(&path)
                 && let Ok(device) = File::open(&path)
             {
-                self.open.insert(path, Joystick { device, sticks: HashMap::new() });
+                self.open.insert(path, Joystick { device, state: HashMap::new() });
             }
         }
     }
@@ -97,15 +98,14 @@ impl Joystick {
         let mut is_played = false;
         for event in bytes[..length].as_chunks::<EVENT_BYTES>().0 {
             let [_, _, _, _, low, high, kind, number] = *event;
-            let value = i16::from_ne_bytes([low, high]);
-            match kind & !INITIAL {
-                BUTTON => is_played |= kind & INITIAL == 0,
-                AXIS => {
-                    let before = self.sticks.insert(number, coarse(value));
-                    is_played |= kind & INITIAL == 0 && before.is_some_and(|before| before != coarse(value));
-                }
-                _ => {}
-            }
+            let (value, is_initial, kind) = (i16::from_ne_bytes([low, high]), kind & INITIAL != 0, kind & !INITIAL);
+            let value = match kind {
+                BUTTON => value.into(),
+                AXIS => coarse(value),
+                _ => continue,
+            };
+            let before = self.state.insert((kind, number), value);
+            is_played |= (kind == BUTTON && !is_initial) || before.is_some_and(|before| before != value);
         }
         Some(is_played)
     }
@@ -146,6 +146,23 @@ mod tests {
         assert_eq!(joysticks.last_played(), Some(pressed), "nothing happened since");
         send(&[event(20_000, AXIS, 0)]);
         assert!(joysticks.last_played().unwrap() > pressed, "a stick was pushed");
+    }
+
+    #[test]
+    fn what_was_played_while_events_were_lost_is_seen_all_the_same() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut player = controller(folder.path(), "js0");
+        let mut joysticks = Joysticks::new(folder.path().to_owned());
+        let mut send = |events: &[[u8; EVENT_BYTES]]| player.write_all(&events.concat()).unwrap();
+        let initial = |button: i16, stick: i16| [event(button, BUTTON | INITIAL, 0), event(stick, AXIS | INITIAL, 0)];
+        send(&initial(0, 300));
+        assert_eq!(joysticks.last_played(), None, "the state at the beginning");
+        send(&initial(0, -900));
+        assert_eq!(joysticks.last_played(), None, "told again, and nobody has touched it");
+        send(&initial(0, 20_000));
+        let pushed = joysticks.last_played().expect("the stick was pushed while nobody looked");
+        send(&initial(1, 20_000));
+        assert!(joysticks.last_played().unwrap() > pushed, "and then the button");
     }
 
     #[test]

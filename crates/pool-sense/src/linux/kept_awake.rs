@@ -1,7 +1,5 @@
 //! Whether a program asks the desktop to stay awake: a film, a presentation, a video call.
 
-use std::sync::{Arc, Mutex, PoisonError};
-
 use pool_types::Reading;
 
 use super::bus::{Bus, BusError, Place};
@@ -33,40 +31,40 @@ const LOGIN: Place = Place {
 /// login manager (`BlockInhibited`). `org.freedesktop.ScreenSaver` takes requests but answers no such question; GNOME and
 /// KDE hand those requests on to the services above.
 pub(super) struct Inhibitors {
-    session: Arc<Mutex<Bus>>,
-    system: Arc<Mutex<Bus>>,
+    session: Bus,
+    system: Bus,
 }
 
 impl Inhibitors {
-    pub(super) fn new(session: Arc<Mutex<Bus>>, system: Arc<Mutex<Bus>>) -> Self {
+    pub(super) fn new(session: Bus, system: Bus) -> Self {
         Self { session, system }
     }
 
-    fn login_manager(&self) -> Result<bool, BusError> {
-        let blocked: String =
-            self.system.lock().unwrap_or_else(PoisonError::into_inner).property(LOGIN, "BlockInhibited")?;
+    fn login_manager(&mut self) -> Result<bool, BusError> {
+        let blocked: String = self.system.property(LOGIN, "BlockInhibited")?;
         Ok(blocked.split(':').any(|what| what == "idle"))
     }
 }
 
 impl Sensor<bool> for Inhibitors {
-    /// True if one of them says so; false if at least one can be asked and none says so.
+    /// True if one of them says so; false if at least one is there and all that are there say no. One that is there and
+    /// gives no answer may know of a film that the others do not know of.
     fn read(&mut self) -> Reading<bool> {
-        let mut session = self.session.lock().unwrap_or_else(PoisonError::into_inner);
         let answers = [
-            session.call::<_, bool>(GNOME, "IsInhibited", &(GNOME_IDLE,)),
-            session.call::<_, bool>(KDE, "HasInhibition", &(KDE_SCREEN,)),
+            self.session.call::<_, bool>(GNOME, "IsInhibited", &(GNOME_IDLE,)),
+            self.session.call::<_, bool>(KDE, "HasInhibition", &(KDE_SCREEN,)),
             self.login_manager(),
         ];
         if answers.iter().any(|answer| matches!(answer, Ok(true))) {
             return Reading::Known(true);
         }
-        if answers.iter().any(|answer| matches!(answer, Ok(false))) {
-            return Reading::Known(false);
-        }
-        let mut reasons: Vec<String> =
-            answers.iter().filter_map(|answer| answer.as_ref().err()).map(|e| because(e)).collect();
+        let one_says_no = answers.iter().any(|answer| matches!(answer, Ok(false)));
+        let mut reasons: Vec<String> = (answers.iter())
+            .filter_map(|answer| answer.as_ref().err())
+            .filter(|error| !one_says_no || !error.is_absence())
+            .map(|error| because(error))
+            .collect();
         reasons.dedup();
-        Reading::Unavailable(reasons.join("; "))
+        if reasons.is_empty() { Reading::Known(false) } else { Reading::Unavailable(reasons.join("; ")) }
     }
 }

@@ -14,9 +14,9 @@ use std::{
 use pool_types::Reading;
 use rustix::time::{ClockId, clock_gettime};
 use thiserror::Error;
-use zbus::{MatchRule, message::Type, zvariant::OwnedValue};
+use zbus::zvariant::OwnedValue;
 
-use super::bus::{Bus, BusError, Place};
+use super::bus::{Bus, BusError, Heard, Place};
 use crate::{
     sensor::{InputSource, LastInput, Sensor, because},
     surroundings::Surroundings,
@@ -63,13 +63,12 @@ pub(super) struct LoginInput {
     session: Bus,
     last: Option<LastInput>,
     ask_at: Instant,
-    listens: bool,
 }
 
 impl LoginInput {
     pub(super) fn new(surroundings: &Surroundings) -> Self {
         let (system, session) = (Bus::system(surroundings), Bus::session(surroundings));
-        Self { system, session, last: None, ask_at: Instant::now(), listens: false }
+        Self { system, session, last: None, ask_at: Instant::now() }
     }
 
     fn ask(&mut self) -> Result<LastInput, LoginError> {
@@ -93,22 +92,6 @@ impl LoginInput {
     fn screen_saver_is_active(&mut self) -> bool {
         SCREEN_SAVERS.iter().any(|place| self.session.call::<_, bool>(*place, "GetActive", &()).unwrap_or(false))
     }
-
-    fn listen(&mut self) -> Result<(), BusError> {
-        let rule = MatchRule::builder()
-            .msg_type(Type::Signal)
-            .sender(SESSION.service)
-            .and_then(|rule| rule.interface(SESSION.interface))
-            .and_then(|rule| rule.member("PropertiesChanged"))
-            .and_then(|rule| rule.arg(0, SESSION_INTERFACE))
-            .map(|rule| rule.build());
-        let refused = |source| BusError::Refused {
-            service: SESSION.service,
-            method: "PropertiesChanged",
-            source: Box::new(source),
-        };
-        self.system.listen(rule.map_err(refused)?)
-    }
 }
 
 impl Sensor<LastInput> for LoginInput {
@@ -119,8 +102,10 @@ impl Sensor<LastInput> for LoginInput {
         self.last = None;
         match self.ask() {
             Ok(last) => {
-                // Without signals it is asked every two seconds all the same.
-                self.listens = self.listens || self.listen().is_ok();
+                if !self.system.listens() {
+                    // Without signals it is asked every two seconds all the same.
+                    let _ = self.system.listen(SESSION, "PropertiesChanged", Some(SESSION_INTERFACE));
+                }
                 self.last = Some(last);
                 self.ask_at = Instant::now() + ASK_EVERY;
                 Reading::Known(last)
@@ -132,7 +117,8 @@ impl Sensor<LastInput> for LoginInput {
 
 impl InputSource for LoginInput {
     fn wait(&mut self, at_most: Duration) {
-        if self.system.wait(at_most.min(self.ask_at.saturating_duration_since(Instant::now()))) {
+        let at_most = at_most.min(self.ask_at.saturating_duration_since(Instant::now()));
+        if self.system.wait(at_most) != Heard::Nothing {
             self.ask_at = Instant::now();
         }
     }

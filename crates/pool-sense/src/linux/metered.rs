@@ -1,7 +1,5 @@
 //! Whether traffic costs, as NetworkManager says.
 
-use std::sync::{Arc, Mutex, PoisonError};
-
 use pool_types::Reading;
 
 use super::bus::{Bus, Place};
@@ -18,19 +16,18 @@ const NETWORK_MANAGER: Place = Place {
 
 /// Reads NetworkManager's `Metered` (`NMMetered`: 0 unknown, 1 yes, 2 no, 3 probably, 4 probably not).
 pub(super) struct NetworkManager {
-    system: Arc<Mutex<Bus>>,
+    system: Bus,
 }
 
 impl NetworkManager {
-    pub(super) fn new(system: Arc<Mutex<Bus>>) -> Self {
+    pub(super) fn new(system: Bus) -> Self {
         Self { system }
     }
 }
 
 impl Sensor<Metered> for NetworkManager {
     fn read(&mut self) -> Reading<Metered> {
-        let mut system = self.system.lock().unwrap_or_else(PoisonError::into_inner);
-        match system.property::<u32>(NETWORK_MANAGER, "Metered") {
+        match self.system.property::<u32>(NETWORK_MANAGER, "Metered") {
             Ok(1) => Reading::Known(Metered { metered: true, stated: true }),
             Ok(2) => Reading::Known(Metered { metered: false, stated: true }),
             Ok(3) => Reading::Known(Metered { metered: true, stated: false }),

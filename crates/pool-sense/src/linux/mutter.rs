@@ -6,11 +6,10 @@ use std::{
 };
 
 use pool_types::Reading;
-use zbus::{MatchRule, message::Type};
 
-use super::bus::{Bus, BusError, Place};
+use super::bus::{Bus, BusError, Heard, Place};
 use crate::{
-    sensor::{InputSource, LastInput, Sensor, because},
+    sensor::{InputSource, LastInput, Sensor, reading},
     surroundings::Surroundings,
 };
 
@@ -45,7 +44,7 @@ pub(super) struct MutterInput {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Watch {
-    /// Not asked for.
+    /// Not asked for, or no longer known to a compositor that was started again.
     Off,
     /// The compositor will say when somebody comes back.
     On,
@@ -57,23 +56,7 @@ impl MutterInput {
     pub(super) fn open(surroundings: &Surroundings) -> Result<Self, BusError> {
         let bus = Bus::session(surroundings);
         let mut input = Self { bus, last: None, ask_at: Instant::now(), watch: Watch::Off };
-        input.ask()?;
-        let fired = MatchRule::builder()
-            .msg_type(Type::Signal)
-            .path(MONITOR.path)
-            .and_then(|rule| rule.interface(MONITOR.interface))
-            .and_then(|rule| rule.member("WatchFired"))
-            .map(|rule| rule.build());
-        match fired {
-            Ok(rule) => input.bus.listen(rule)?,
-            Err(source) => {
-                return Err(BusError::Refused {
-                    service: MONITOR.service,
-                    method: "WatchFired",
-                    source: Box::new(source),
-                });
-            }
-        }
+        input.refresh()?;
         Ok(input)
     }
 
@@ -87,7 +70,15 @@ impl MutterInput {
 
     fn refresh(&mut self) -> Result<LastInput, BusError> {
         let mut last = self.ask()?;
+        if !self.bus.listens() {
+            self.bus.listen(MONITOR, "WatchFired", None)?;
+            self.watch = Watch::Off;
+        }
         let is_quiet = |last: &LastInput| last.idle_for(Instant::now()) >= QUIET;
+        if !is_quiet(&last) && self.watch == Watch::On {
+            // It has fired; if its signal was not heard, it is gone all the same.
+            self.watch = Watch::Off;
+        }
         if is_quiet(&last) && self.watch == Watch::Off {
             match self.bus.call::<_, u32>(MONITOR, "AddUserActiveWatch", &()) {
                 Ok(_) => {
@@ -114,20 +105,17 @@ impl Sensor<LastInput> for MutterInput {
         if let Some(last) = self.last.filter(|_| Instant::now() < self.ask_at) {
             return Reading::Known(last);
         }
-        match self.refresh() {
-            Ok(last) => Reading::Known(last),
-            Err(error) => Reading::Unavailable(because(&error)),
-        }
+        reading(self.refresh())
     }
 }
 
 impl InputSource for MutterInput {
     fn wait(&mut self, at_most: Duration) {
         let at_most = at_most.min(self.ask_at.saturating_duration_since(Instant::now()));
-        if self.watch != Watch::On {
+        if self.watch == Watch::Unsupported {
             thread::sleep(at_most);
-        } else if self.bus.wait(at_most) {
-            // A watch fires once.
+        } else if self.bus.wait(at_most) != Heard::Nothing {
+            // A watch fires once, and ends with the compositor.
             self.watch = Watch::Off;
             self.ask_at = Instant::now();
         }

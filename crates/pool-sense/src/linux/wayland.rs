@@ -1,8 +1,9 @@
 //! Wayland compositors with ext-idle-notify-v1: KDE, sway, Hyprland and others. GNOME has none.
 //!
 //! It is a subscription: the compositor says when nothing was touched for a second, and when something is touched
-//! again; nobody asks meanwhile. The first version of the protocol does not count time in which a program keeps the
-//! screen awake (a film), so there a film looks like somebody at the keyboard; from version 2 on only input counts.
+//! again; nobody asks meanwhile. Of the protocol's two subscriptions we take the first version's: it does not count time
+//! in which a program keeps the screen awake, for somebody who watches a film is there. The second version's, by input
+//! alone, would call them away.
 
 use std::{
     io,
@@ -30,10 +31,10 @@ use wayland_client::{
 };
 use wayland_protocols::ext::idle_notify::v1::client::{
     ext_idle_notification_v1::{self, ExtIdleNotificationV1},
-    ext_idle_notifier_v1::{ExtIdleNotifierV1, REQ_GET_INPUT_IDLE_NOTIFICATION_SINCE},
+    ext_idle_notifier_v1::ExtIdleNotifierV1,
 };
 
-use crate::sensor::{InputSource, LastInput, Sensor, because};
+use crate::sensor::{InputSource, LastInput, Sensor, reading};
 
 /// The compositor tells us after this time without input.
 const QUIET: Duration = Duration::from_secs(1);
@@ -60,6 +61,8 @@ pub(super) enum IdleNotifyError {
     NotOffered,
     #[error("the Wayland compositor has no seat to watch")]
     NoSeat,
+    #[error("the Wayland compositor has taken back the seat that was watched, or its idle notifier")]
+    Withdrawn,
     #[error("the Wayland compositor has not answered within {} ms", DEADLINE.as_millis())]
     Silent,
     #[error("the connection to the Wayland compositor broke")]
@@ -70,8 +73,11 @@ pub(super) enum IdleNotifyError {
 
 /// What the compositor has said so far.
 struct Said {
-    notifier: Option<(u32, u32)>,
+    /// The registry's names of what we use.
+    notifier: Option<u32>,
     seat: Option<u32>,
+    /// One of the two is gone, and with it the subscription.
+    is_withdrawn: bool,
     /// Since when we know that nothing is touched; `None` while something is.
     idle_since: Option<Instant>,
     /// When something was touched again.
@@ -96,20 +102,21 @@ impl WaylandInput {
         let connection = Connection::from_socket(stream).map_err(IdleNotifyError::SetUp)?;
         let mut queue: EventQueue<Said> = connection.new_event_queue();
         let handle = queue.handle();
-        let mut said = Said { notifier: None, seat: None, idle_since: None, resumed_at: Instant::now(), answers: 0 };
+        let mut said = Said {
+            notifier: None,
+            seat: None,
+            is_withdrawn: false,
+            idle_since: None,
+            resumed_at: Instant::now(),
+            answers: 0,
+        };
         let registry = connection.display().get_registry(&handle, ());
         ask(&connection, &mut queue, &mut said)?;
-        let (name, version) = said.notifier.ok_or(IdleNotifyError::NotOffered)?;
+        let notifier = said.notifier.ok_or(IdleNotifyError::NotOffered)?;
         let seat = said.seat.ok_or(IdleNotifyError::NoSeat)?;
-        let version = version.min(2);
-        let notifier: ExtIdleNotifierV1 = registry.bind(name, version, &handle, ());
+        let notifier: ExtIdleNotifierV1 = registry.bind(notifier, 1, &handle, ());
         let seat: WlSeat = registry.bind(seat, 1, &handle, ());
-        let quiet = QUIET.as_millis() as u32;
-        let notification = if version >= REQ_GET_INPUT_IDLE_NOTIFICATION_SINCE {
-            notifier.get_input_idle_notification(quiet, &seat, &handle, ())
-        } else {
-            notifier.get_idle_notification(quiet, &seat, &handle, ())
-        };
+        let notification = notifier.get_idle_notification(QUIET.as_millis() as u32, &seat, &handle, ());
         ask(&connection, &mut queue, &mut said)?;
         let ping_at = Instant::now() + PING_EVERY;
         Ok(Self { connection, queue, said, _notification: notification, ping_at })
@@ -120,6 +127,9 @@ impl WaylandInput {
         if Instant::now() >= self.ping_at {
             ask(&self.connection, &mut self.queue, &mut self.said)?;
             self.ping_at = Instant::now() + PING_EVERY;
+        }
+        if self.said.is_withdrawn {
+            return Err(IdleNotifyError::Withdrawn);
         }
         let now = Instant::now();
         Ok(match self.said.idle_since {
@@ -138,10 +148,7 @@ impl WaylandInput {
 
 impl Sensor<LastInput> for WaylandInput {
     fn read(&mut self) -> Reading<LastInput> {
-        match self.look() {
-            Ok(last) => Reading::Known(last),
-            Err(error) => Reading::Unavailable(because(&error)),
-        }
+        reading(self.look())
     }
 }
 
@@ -216,12 +223,16 @@ impl Dispatch<WlRegistry, ()> for Said {
         _: &Connection,
         _: &QueueHandle<Self>,
     ) {
-        if let wl_registry::Event::Global { name, interface, version } = event {
-            match interface.as_str() {
-                "ext_idle_notifier_v1" => said.notifier = said.notifier.or(Some((name, version))),
+        match event {
+            wl_registry::Event::Global { name, interface, .. } => match interface.as_str() {
+                "ext_idle_notifier_v1" => said.notifier = said.notifier.or(Some(name)),
                 "wl_seat" => said.seat = said.seat.or(Some(name)),
                 _ => {}
+            },
+            wl_registry::Event::GlobalRemove { name } => {
+                said.is_withdrawn |= [said.notifier, said.seat].contains(&Some(name));
             }
+            _ => {}
         }
     }
 }

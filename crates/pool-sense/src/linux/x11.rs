@@ -26,7 +26,7 @@ use x11rb::{
     utils::RawFdContainer,
 };
 
-use crate::sensor::{InputSource, LastInput, Sensor, because};
+use crate::sensor::{InputSource, LastInput, Sensor, reading};
 
 /// How long the server may be silent before it counts as hanging.
 const DEADLINE: Timespec = Timespec { tv_sec: 0, tv_nsec: 250_000_000 };
@@ -171,10 +171,7 @@ impl X11Input {
 
 impl Sensor<LastInput> for X11Input {
     fn read(&mut self) -> Reading<LastInput> {
-        match self.ask() {
-            Ok(last) => Reading::Known(last),
-            Err(error) => Reading::Unavailable(because(&error)),
-        }
+        reading(self.ask())
     }
 }
 

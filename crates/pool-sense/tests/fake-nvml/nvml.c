@@ -1,6 +1,6 @@
 /* Stands for NVIDIA's management library in tests: exports the functions that pool-sense uses and answers what a file
- * says. The file is named by FAKE_NVML_VALUES, or lies beside the library under its name and ".values". It is read at
- * every call, so a test changes it while the library is in use.
+ * says. The file lies beside the library under its name and ".values". It is read at every call, so a test changes it
+ * while the library is in use.
  *
  * Lines are "key value". Keys are "driver", "count", "init", and for card 0: "0.uuid", "0.name", "0.handle",
  * "0.memory" (total reserved free used), "0.compute" and "0.graphics" (pid:bytes ...; "pid:-" tells no bytes),
@@ -22,8 +22,6 @@ typedef struct { unsigned pid; unsigned long long time; unsigned sm, memory, enc
 typedef struct { unsigned gpu, memory; } utilisation_t;
 
 static FILE *values(void) {
-  const char *named = getenv("FAKE_NVML_VALUES");
-  if (named) return fopen(named, "r");
   Dl_info self;
   char path[LONGEST];
   if (!dladdr((void *)values, &self)) return NULL;

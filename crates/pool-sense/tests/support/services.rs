@@ -38,6 +38,8 @@ impl Mutter {
     }
 
     pub(crate) async fn start(&self, address: &str) -> Connection {
+        // What the one before was asked for, this one does not know.
+        self.watches.lock().unwrap().clear();
         serve(address, "org.gnome.Mutter.IdleMonitor", MUTTER_PATH, self.clone()).await
     }
 
@@ -149,12 +151,19 @@ impl ScreenSaver {
 }
 
 /// GNOME's session manager: which flags are inhibited.
-pub(crate) struct SessionManager(pub(crate) Arc<AtomicU32>);
+#[derive(Clone, Default)]
+pub(crate) struct SessionManager {
+    pub(crate) inhibited: Arc<AtomicU32>,
+    pub(crate) hangs: Arc<AtomicBool>,
+}
 
 #[interface(name = "org.gnome.SessionManager")]
 impl SessionManager {
     async fn is_inhibited(&self, flags: u32) -> bool {
-        self.0.load(Ordering::SeqCst) & flags != 0
+        while self.hangs.load(Ordering::SeqCst) {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        self.inhibited.load(Ordering::SeqCst) & flags != 0
     }
 }
 
