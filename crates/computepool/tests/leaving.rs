@@ -11,15 +11,13 @@ use std::{
 
 use alloy_signer_local::PrivateKeySigner;
 use pool_coalition::{Roster, RosterRole};
-use pool_models::Model;
 use pool_node::{Activity, Ended, Manner, NodeError, Shift};
-use pool_orchestrator::{
-    Orchestrator, OrchestratorConfig,
-    control::{ControlTap, ServingWishes, Timing},
-};
+use pool_orchestrator::Orchestrator;
 use pool_store::Store;
 use serde_json::Value;
-use support::{Files, PATIENCE, Stream, ask, ask_until_served, coalition, member, node_config, request, runs};
+use support::{
+    Files, PATIENCE, Stream, ask, ask_until_served, coalition, member, node_config, orchestrator_config, request, runs,
+};
 use tokio::{sync::watch, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 
@@ -53,24 +51,7 @@ impl Pool {
         let nodes = nodes.map(|(wallet, n)| member(wallet.address(), &format!("owner-{n}"), RosterRole::Node));
         let members = std::iter::once(member(gateway.address(), "gateway", RosterRole::Gateway)).chain(nodes);
         let roster = Roster::new(gateway.address(), members.collect(), 0).unwrap();
-        let database = files.state().join("state.db");
-        let config = OrchestratorConfig {
-            api: "127.0.0.1:0".to_owned(),
-            database: database.clone(),
-            wallet: gateway,
-            roster: roster.clone(),
-            model_name: "noise".to_owned(),
-            model: std::sync::Arc::new(Model::open(files.model()).unwrap()),
-            wishes: ServingWishes { shards: Some(2), ..ServingWishes::default() },
-            api_key: None,
-            loopback_only: true,
-            max_waiting: 64,
-            queue_deadline: Duration::from_secs(30),
-            timing: Timing { settle: Duration::from_millis(200), ..Timing::default() },
-            control_tap: ControlTap::default(),
-            data_tap: None,
-            money: None,
-        };
+        let config = orchestrator_config(&files, gateway, &roster, 2);
         let orchestrator = Orchestrator::bind(config).await.unwrap();
         let address = orchestrator.address();
         let shutdown = CancellationToken::new();
@@ -84,7 +65,7 @@ impl Pool {
         });
         let pool = Self {
             url: format!("http://{address}/v1"),
-            database,
+            database: files.state().join("state.db"),
             owners: owners.collect(),
             shutdown: shutdown.clone(),
             server,

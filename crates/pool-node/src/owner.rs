@@ -6,6 +6,7 @@
 
 mod books;
 mod clock;
+mod energy;
 mod settings;
 mod shift;
 mod signals;
@@ -28,8 +29,9 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use self::{
-    books::{Books, Used},
+    books::Books,
     clock::unix_milliseconds,
+    energy::Meters,
     shift::{Finished, News, Running},
 };
 pub use self::{
@@ -86,6 +88,8 @@ pub enum Wish {
     Command(Command),
     /// To share by other settings from now on.
     Settings(Box<Settings>),
+    /// To be told what holds now, looked at anew.
+    Look,
 }
 
 /// What an owner's node does and why, for whoever shows it.
@@ -166,6 +170,7 @@ struct Keeper {
     last: Option<Decision>,
     running: Option<Running>,
     books: Books,
+    meters: Meters,
     /// What went wrong, and until when (on the steady clock) the owner is told of it.
     problem: Option<(Problem, Duration)>,
     problems: Backoff,
@@ -191,6 +196,7 @@ impl Keeper {
             last: None,
             running: None,
             books,
+            meters: Meters::default(),
             problem: None,
             problems: Backoff::new(&PROBLEMS),
             yields,
@@ -247,7 +253,7 @@ impl Keeper {
         match decision.action {
             Action::Share | Action::ShareGently(_) => {
                 if self.running.is_none() && self.problem.is_none() {
-                    self.running = Some(Running::start(self.config.node.clone()));
+                    self.running = Some(Running::start(self.config.node.clone(), self.config.presence.clone()));
                 }
                 let duty = if let Action::ShareGently(Percent(duty)) = decision.action { duty } else { 100 };
                 self.running.iter().for_each(|running| running.shift.set_duty(duty));
@@ -325,6 +331,7 @@ impl Keeper {
                 self.config.settings = *settings;
                 self.set_in_force().await
             }
+            Wish::Look => Ok(()),
         }
     }
 
@@ -344,9 +351,12 @@ impl Keeper {
     /// Books what was worked since the last look.
     async fn count(&mut self, now: Moment, activity: &Activity) -> Result<(), OwnerError> {
         let tokens = self.running.as_ref().map_or(0, |running| running.shift.tokens());
-        let price = self.config.settings.electricity_price;
+        let settings = &self.config.settings;
+        // With the decision that held since the last look.
+        let used = self.meters.read(&self.config.presence.snapshot(), settings, self.last.as_ref());
+        let price = settings.electricity_price;
         let time = (now.steady, unix_milliseconds(now));
-        Ok(self.books.count(&self.config.store, time, activity, tokens, Used::default(), price).await?)
+        Ok(self.books.count(&self.config.store, time, activity, tokens, used, price).await?)
     }
 
     async fn keep(&mut self, decision: &Decision, now: Moment, signals: &Signals) -> Result<(), OwnerError> {

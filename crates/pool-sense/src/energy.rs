@@ -5,18 +5,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use pool_types::Millijoules;
 use serde::{Deserialize, Serialize};
-
-/// Energy in thousandths of a joule.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct Millijoules(pub u64);
-
-impl fmt::Display for Millijoules {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "{:.3} kWh", self.0 as f64 / 3.6e9)
-    }
-}
 
 /// What a meter has measured since it began. All three only grow; the difference of two is what was measured between.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

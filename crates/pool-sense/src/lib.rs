@@ -71,8 +71,9 @@ mod windows;
 
 pub use bandwidth::measure_memory_bandwidth;
 pub use cell::Sensed;
-pub use energy::{Energy, EnergyMeter, EnergyReading, Millijoules};
+pub use energy::{Energy, EnergyMeter, EnergyReading};
 pub use host::{FixedSense, HostFacts, HostSense, Sense, SenseError};
+pub use pool_types::Millijoules;
 pub use senses::{FixedPresence, Presence, Senses, SensesError, Snapshot};
 pub use sensor::{InputSource, LastInput, Sensor};
 pub use surroundings::Surroundings;

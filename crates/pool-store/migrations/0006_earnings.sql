@@ -14,7 +14,8 @@ CREATE TABLE shifts (
     -- Tokens that went through its layers.
     tokens    BIGINT NOT NULL,
     energy    BIGINT NOT NULL,
-    -- Milliseconds of it whose energy was measured.
+    -- Milliseconds of serving: without those in which the machine slept. Then those whose energy was measured.
+    served    BIGINT NOT NULL,
     measured  BIGINT NOT NULL,
     cost      TEXT NOT NULL
 );

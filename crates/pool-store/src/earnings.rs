@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use pool_types::{Energy, Usdcx};
+use pool_types::{Millijoules, Usdcx};
 use sqlx::{Row, sqlite::SqliteRow};
 
 use crate::{Store, StoreError, nodes::from_json};
@@ -17,7 +17,7 @@ pub struct Work {
     /// Tokens that went through the layers.
     pub tokens: u64,
     /// What it used, as far as it was measured.
-    pub energy: Energy,
+    pub energy: Millijoules,
     /// What that cost, at the price that held then.
     pub cost: Usdcx,
 }
@@ -92,8 +92,8 @@ impl Store {
     /// Opens the books of a shift, at `at` (Unix milliseconds); gives its id.
     pub async fn shift_begun(&self, at: u64, model: &str, layers: &str, members: u32) -> Result<i64, StoreError> {
         let row = sqlx::query(
-            "INSERT INTO shifts (began, seen, ended, model, layers, members, tokens, energy, measured, cost) \
-             VALUES ($1, $1, FALSE, $2, $3, $4, 0, 0, 0, '0') RETURNING id",
+            "INSERT INTO shifts (began, seen, ended, model, layers, members, tokens, energy, served, measured, cost) \
+             VALUES ($1, $1, FALSE, $2, $3, $4, 0, 0, 0, 0, '0') RETURNING id",
         )
         .bind(at as i64)
         .bind(model)
@@ -112,8 +112,8 @@ impl Store {
         if let Some(row) = row {
             let all = shift(&row)?.work.plus(work);
             sqlx::query(
-                "UPDATE shifts SET seen = $2, ended = $3, tokens = $4, energy = $5, measured = $6, cost = $7 \
-                 WHERE id = $1",
+                "UPDATE shifts SET seen = $2, ended = $3, tokens = $4, energy = $5, measured = $6, cost = $7, \
+                 served = $8 WHERE id = $1",
             )
             .bind(id)
             .bind(at as i64)
@@ -122,6 +122,7 @@ impl Store {
             .bind(all.energy.0 as i64)
             .bind(all.measured as i64)
             .bind(all.cost.wei().to_string())
+            .bind(all.served as i64)
             .execute(&mut *transaction)
             .await?;
         }
@@ -221,34 +222,30 @@ impl Store {
 }
 
 fn shift(row: &SqliteRow) -> Result<ShiftRecord, StoreError> {
-    let (began, seen) = (number(row, "began")?, number(row, "seen")?);
     Ok(ShiftRecord {
         id: row.try_get("id")?,
-        began,
-        seen,
+        began: number(row, "began")?,
+        seen: number(row, "seen")?,
         ended: row.try_get("ended")?,
         model: row.try_get("model")?,
         layers: row.try_get("layers")?,
         members: u32::try_from(number(row, "members")?).unwrap_or(u32::MAX),
-        work: Work {
-            served: seen.saturating_sub(began),
-            measured: number(row, "measured")?,
-            tokens: number(row, "tokens")?,
-            energy: Energy(number(row, "energy")?),
-            cost: amount(row, "cost")?,
-        },
+        work: work(row)?,
     })
 }
 
 fn hour(row: &SqliteRow) -> Result<HourRecord, StoreError> {
-    let work = Work {
+    Ok(HourRecord { hour: number(row, "hour")?, work: work(row)? })
+}
+
+fn work(row: &SqliteRow) -> Result<Work, StoreError> {
+    Ok(Work {
         served: number(row, "served")?,
         measured: number(row, "measured")?,
         tokens: number(row, "tokens")?,
-        energy: Energy(number(row, "energy")?),
+        energy: Millijoules(number(row, "energy")?),
         cost: amount(row, "cost")?,
-    };
-    Ok(HourRecord { hour: number(row, "hour")?, work })
+    })
 }
 
 fn income(row: &SqliteRow) -> Result<IncomePoint, StoreError> {
@@ -276,7 +273,7 @@ mod tests {
     }
 
     fn step(tokens: u64) -> Work {
-        Work { served: 60_000, measured: 50_000, tokens, energy: Energy(7_000), cost: Usdcx::from_wei(11) }
+        Work { served: 60_000, measured: 50_000, tokens, energy: Millijoules(7_000), cost: Usdcx::from_wei(11) }
     }
 
     #[tokio::test]

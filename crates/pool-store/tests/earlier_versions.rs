@@ -17,7 +17,7 @@ const LANDED: [(i64, &str); 5] = [
     (3, "523eaa14da196fb1"),
     (4, "0e977ae754f7ce6a"),
     (5, "9be93149fadb1ec8"),
-    (6, "b545808577b126f3"),
+    (6, "de32bf72a59bd7ae"),
 ];
 
 /// What each step's version may have written.
@@ -48,7 +48,7 @@ const WRITTEN: [(i64, &str); 5] = [
     ),
     (
         6,
-        "INSERT INTO shifts VALUES (1, 1000, 2000, FALSE, 'tiny', '0-3', 2, 10, 11, 12, '13');
+        "INSERT INTO shifts VALUES (1, 1000, 2000, FALSE, 'tiny', '0-3', 2, 10, 11, 1000, 12, '13');
          INSERT INTO hours VALUES (0, 1000, 12, 10, 11, '13'); INSERT INTO income VALUES (100, '5', '1')",
     ),
 ];

@@ -10,7 +10,7 @@ use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Output, Stdio},
-    sync::mpsc,
+    sync::{Arc, mpsc},
     thread,
     time::{Duration, Instant},
 };
@@ -19,7 +19,12 @@ use alloy_primitives::Address;
 use alloy_signer_local::PrivateKeySigner;
 use nix::{sys::signal, unistd::Pid};
 use pool_coalition::{Roster, RosterMember, RosterRole};
+use pool_models::Model;
 use pool_node::{NodeConfig, NodeModel};
+use pool_orchestrator::{
+    OrchestratorConfig,
+    control::{ControlTap, ServingWishes, Timing},
+};
 use pool_wire::control::Capabilities;
 use serde_json::{Value, json};
 
@@ -76,6 +81,32 @@ pub fn node_config(at: SocketAddr, roster: &Roster, wallet: PrivateKeySigner, mo
         quantise: false,
         loopback_only: true,
         vote: None,
+    }
+}
+
+/// An orchestrator of this process for coalitions of so many, on a free port; its database is `state.db`.
+pub fn orchestrator_config(
+    files: &Files,
+    wallet: PrivateKeySigner,
+    roster: &Roster,
+    shards: u32,
+) -> OrchestratorConfig {
+    OrchestratorConfig {
+        api: "127.0.0.1:0".to_owned(),
+        database: files.state().join("state.db"),
+        wallet,
+        roster: roster.clone(),
+        model_name: "noise".to_owned(),
+        model: Arc::new(Model::open(files.model()).unwrap()),
+        wishes: ServingWishes { shards: Some(shards), ..ServingWishes::default() },
+        api_key: None,
+        loopback_only: true,
+        max_waiting: 64,
+        queue_deadline: Duration::from_secs(30),
+        timing: Timing { settle: Duration::from_millis(200), ..Timing::default() },
+        control_tap: ControlTap::default(),
+        data_tap: None,
+        money: None,
     }
 }
 

@@ -28,7 +28,7 @@ fn it_comes_through_every_part_of_every_family_and_leaves_nothing() {
 fn one_number_that_is_none_stops_the_part_that_holds_it() {
     let config = llama();
     let mut weights = random_weights(&config, 3);
-    weights.get_mut(&TensorName::Layer(1, LayerTensor::FfnDown)).unwrap().1[17] = f32::NAN;
+    weights.get_mut(&TensorName::Layer(1, LayerTensor::Down)).unwrap().1[17] = f32::NAN;
     for wire in [Activation::F32, Activation::Bf16] {
         let mut engines = cut(&config, &source(&weights, TensorType::F32), 4, wire, None).unwrap();
         let verdicts: Vec<bool> = engines.iter_mut().map(|engine| engine.canary().is_ok()).collect();

@@ -199,7 +199,8 @@ impl Node {
         let activity = self.current.as_deref().and_then(|assignment| {
             let (layers, members) = (self.layers(assignment)?, assignment.members.len());
             let serving = self.shard.as_ref().filter(|shard| shard.linked);
-            if let Some(way) = &self.fetching {
+            // What is on the disk is not downloaded: it is looked through, which belongs to loading.
+            if let Some(way) = self.fetching.as_ref().filter(|way| way.done < way.size) {
                 return Some(Activity::Fetching { layers, done: way.done, size: way.size });
             }
             Some(match serving {

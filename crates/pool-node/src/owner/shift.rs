@@ -2,15 +2,18 @@
 
 use std::{
     future::pending,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use pool_coalition::stand_down::Manner;
 use pool_policy::Problem;
+use pool_sense::Presence;
 use pool_store::YieldRecord;
-use pool_types::{Failure, ReasonCode};
-use tokio::{sync::watch, task::JoinHandle};
+use pool_types::{ByteSize, Failure, ReasonCode};
+use tokio::{sync::watch, task::JoinHandle, time::sleep};
 use tokio_util::sync::CancellationToken;
+use tracing::warn;
 
 use super::clock::{Clock, unix_milliseconds};
 use crate::{
@@ -26,7 +29,7 @@ pub(super) struct Running {
     asked: Option<Asked>,
     /// Whether it has served: then whatever was wrong before is over.
     pub(super) served: bool,
-    task: JoinHandle<Result<Ended, NodeError>>,
+    task: JoinHandle<(Result<Ended, NodeError>, Option<Instant>)>,
 }
 
 /// The node was told to give the machine back.
@@ -49,10 +52,11 @@ pub(super) enum Finished {
 }
 
 impl Running {
-    pub(super) fn start(config: NodeConfig) -> Self {
+    pub(super) fn start(config: NodeConfig, presence: Arc<dyn Presence>) -> Self {
         let ((leave, told), shift) = (watch::channel(None), Shift::default());
         // Nobody shuts a shift down: it leaves, and says so.
-        let task = tokio::spawn(serve(config, CancellationToken::new(), told, shift.clone()));
+        let serving = serve(config, CancellationToken::new(), told, shift.clone());
+        let task = tokio::spawn(with_memory(serving, shift.clone(), presence));
         let changes = shift.changes();
         Self { shift, changes, leave, asked: None, served: false, task }
     }
@@ -68,6 +72,56 @@ impl Running {
         }
         self.leave.send_replace(Some(manner));
     }
+}
+
+/// How often a running shard's GPU memory is looked at: to know, when it ends, whether that can be seen at all.
+const LOOK: Duration = Duration::from_secs(2);
+/// How often, once it has ended, until it is free.
+const WAIT: Duration = Duration::from_millis(10);
+/// Memory that is not free after so long is not waited for any more; that is how long it took, then.
+const LONGEST_WAIT: Duration = Duration::from_secs(10);
+
+/// Serves, and says when the GPU memory of a shard that was ended at once was free again; `None` where it held none, or
+/// nobody can tell.
+async fn with_memory(
+    serving: impl Future<Output = Result<Ended, NodeError>>,
+    shift: Shift,
+    presence: Arc<dyn Presence>,
+) -> (Result<Ended, NodeError>, Option<Instant>) {
+    let (note, holder) = watch::channel(None);
+    let looked = presence.clone();
+    // On its own, so that a slow driver delays nothing.
+    let watcher = tokio::spawn(async move {
+        loop {
+            sleep(LOOK).await;
+            if let Some(process) = shift.process()
+                && held_by(&looked, process).await > ByteSize(0)
+            {
+                note.send_replace(Some(process));
+            }
+        }
+    });
+    let ended = serving.await;
+    watcher.abort();
+    let process = *holder.borrow();
+    let (Some(process), Ok(Ended::Yielded(Some(_)))) = (process, &ended) else { return (ended, None) };
+    let gone = Instant::now();
+    while held_by(&presence, process).await > ByteSize(0) {
+        if gone.elapsed() >= LONGEST_WAIT {
+            warn!(process, "the driver still shows memory of a process that is gone");
+            break;
+        }
+        sleep(WAIT).await;
+    }
+    (ended, Some(Instant::now()))
+}
+
+/// The GPU memory that a process holds, as far as anybody can tell.
+async fn held_by(presence: &Arc<dyn Presence>, process: u32) -> ByteSize {
+    let presence = presence.clone();
+    // The driver may take its time, and the first look loads it.
+    let held = tokio::task::spawn_blocking(move || presence.gpu_memory_of(process)).await;
+    held.ok().and_then(|held| held.known().copied()).unwrap_or(ByteSize(0))
 }
 
 impl Drop for Running {
@@ -105,23 +159,22 @@ pub(super) async fn finished(running: &mut Option<Running>, clock: &Clock) -> Fi
     let ended = (&mut running.task).await;
     let now = unix_milliseconds(clock.now());
     match ended {
-        Ok(Ok(Ended::Yielded(Some(gone)))) => match running.asked.take() {
+        Ok((Ok(Ended::Yielded(Some(gone))), free)) => match running.asked.take() {
             Some(Asked { event, noticed, reason }) => Finished::GaveBack(YieldRecord {
                 at: now.saturating_sub(event.elapsed().as_millis() as u64),
                 reason,
                 noticed: noticed.as_millis() as u64,
                 process_gone: (noticed + gone).as_millis() as u64,
-                // A process that is gone holds nothing; what a driver still shows is not looked at yet.
-                memory_back: None,
+                memory_back: free.map(|free| free.saturating_duration_since(event).as_millis() as u64),
             }),
             None => Finished::Left,
         },
-        Ok(Ok(Ended::Yielded(None) | Ended::Drained)) => Finished::Left,
-        Ok(Ok(Ended::ShutDown)) => Finished::Problem(Problem {
+        Ok((Ok(Ended::Yielded(None) | Ended::Drained), _)) => Finished::Left,
+        Ok((Ok(Ended::ShutDown), _)) => Finished::Problem(Problem {
             what: "the connection to the orchestrator has ended for good".to_owned(),
             next_action: "It is tried again by itself; if this returns, send the log".to_owned(),
         }),
-        Ok(Err(error)) => Finished::Problem(problem(&error)),
+        Ok((Err(error), _)) => Finished::Problem(problem(&error)),
         Err(_) => Finished::Problem(Problem {
             what: "the part of the node that serves has crashed".to_owned(),
             next_action: "It is started again by itself; if this returns, send the log".to_owned(),

@@ -35,6 +35,11 @@ pub(super) fn of(seen: &Snapshot, activity: &Activity, model: &str, problem: Opt
     }
 }
 
+/// A card's name for life, or its number where it has none.
+pub(super) fn id_of(card: &pool_sense::Gpu) -> GpuId {
+    GpuId(card.uuid.known().cloned().unwrap_or_else(|| card.index.to_string()))
+}
+
 fn gpu(card: &pool_sense::Gpu, computes: bool) -> Gpu {
     let known = |reading: &Reading<u64>| reading.known().copied();
     let memory_free = match (&card.memory_total, &card.memory_used) {
@@ -52,7 +57,7 @@ fn gpu(card: &pool_sense::Gpu, computes: bool) -> Gpu {
         Reading::Unavailable(because) => Reading::unavailable(because.clone()),
     };
     Gpu {
-        id: GpuId(card.uuid.known().cloned().unwrap_or_else(|| card.index.to_string())),
+        id: id_of(card),
         name: card.name.known().cloned().unwrap_or_else(|| format!("GPU {}", card.index)),
         busy,
         memory_free,

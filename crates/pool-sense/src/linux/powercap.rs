@@ -16,9 +16,10 @@ use pool_types::Reading;
 use thiserror::Error;
 
 use crate::{
-    energy::{Energy, EnergyMeter, EnergyReading, Millijoules},
+    energy::{Energy, EnergyMeter, EnergyReading},
     sensor::{Sensor, reading},
 };
+use pool_types::Millijoules;
 
 /// Packages that are looked at; more than any board has sockets.
 const MOST_PACKAGES: usize = 64;
