@@ -71,7 +71,7 @@ mod windows;
 
 pub use bandwidth::measure_memory_bandwidth;
 pub use cell::Sensed;
-pub use energy::{Energy, EnergyMeter, EnergyReading, Millijoules};
+pub use energy::{EnergyMeter, EnergyReading, MeteredEnergy};
 pub use host::{FixedSense, HostFacts, HostSense, Sense, SenseError};
 pub use senses::{FixedPresence, Presence, Senses, SensesError, Snapshot};
 pub use sensor::{InputSource, LastInput, Sensor};
