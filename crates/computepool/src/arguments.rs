@@ -45,7 +45,7 @@ pub(crate) enum Command {
     /// Write what somebody who helps needs to know of a node, without secrets
     Diagnostics(OwnerDiagnosticsArguments),
     /// Run an orchestrator that nodes on other machines register with
-    Orchestrator(OrchestratorArguments),
+    Orchestrator(Box<OrchestratorArguments>),
     /// Talk to a model
     Chat(Box<ChatArguments>),
     /// Pay for a session, look at it, close it
@@ -364,6 +364,8 @@ pub(crate) struct OrchestratorArguments {
     pub(crate) shards: Option<u32>,
     #[command(flatten)]
     pub(crate) serving: ServingArguments,
+    #[command(flatten)]
+    pub(crate) pay: PayArguments,
     /// The key that clients must send
     #[arg(long, env = "COMPUTEPOOL_API_KEY", hide_env_values = true, value_name = "KEY")]
     pub(crate) api_key: Option<String>,

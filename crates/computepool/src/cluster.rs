@@ -91,7 +91,7 @@ impl Cluster {
         let Keys { roster, gateway, nodes } = folder.keys(options.shards)?;
         let quantise = options.wishes.quantise;
         let paid = match &options.pay {
-            Some(pay) => Some(PaidOn::prepare(folder, pay).await?),
+            Some(pay) => Some(PaidOn::prepare(folder, pay, gateway.address(), folder.sentinel()?).await?),
             None => None,
         };
         let registry = paid.as_ref().map(PaidOn::registry);

@@ -54,7 +54,7 @@ fn main() -> ExitCode {
         Command::Log(arguments) => owner::log(&arguments),
         Command::Earnings(arguments) => owner::earnings(&arguments),
         Command::Diagnostics(arguments) => owner::diagnostics(&arguments),
-        Command::Orchestrator(arguments) => orchestrator::run(arguments),
+        Command::Orchestrator(arguments) => orchestrator::run(*arguments),
         Command::Chat(arguments) => chat::run(*arguments),
         Command::Session(command) => session::run(command),
         Command::Wallet(arguments) => wallet::run(&arguments),

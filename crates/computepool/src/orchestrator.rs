@@ -12,7 +12,9 @@ use pool_orchestrator::{
 use crate::{
     arguments::OrchestratorArguments,
     cluster::warn_when_open,
-    logs, serving,
+    logs,
+    paying::PaidOn,
+    serving,
     state::{StateFolder, read_roster},
     stop,
 };
@@ -27,8 +29,12 @@ pub(crate) fn run(arguments: OrchestratorArguments) -> Result<ExitCode> {
     }
     logs::start(Some(&folder.log()), arguments.verbose)
         .with_context(|| format!("cannot write a log in {}", arguments.state.display()))?;
+    // The key that may stop streams which run short, and nothing else.
+    let sentinel =
+        arguments.pay.pay.then(|| open_or_create(&folder.path().join("sentinel"), &passphrase)).transpose()?;
+    let gateway = wallet.address();
     let model = serving::open_model(&arguments.model)?;
-    let config = OrchestratorConfig {
+    let mut config = OrchestratorConfig {
         api: arguments.api.clone(),
         database: folder.database(),
         wallet,
@@ -47,6 +53,14 @@ pub(crate) fn run(arguments: OrchestratorArguments) -> Result<ExitCode> {
     };
     serving::runtime(2)?.block_on(async {
         let shutdown = stop::on_signal()?;
+        // A local chain that was started here ends with this.
+        let mut _devnet = None;
+        if let (Some(options), Some(sentinel)) = (arguments.pay.options(true), sentinel) {
+            let paid = PaidOn::prepare(&folder, &options, gateway, sentinel).await?;
+            let registry = paid.registry();
+            eprintln!("sessions are paid on {}; nodes serve with --registry {registry}", options.network);
+            (config.money, _devnet) = (Some(paid.config), paid.devnet);
+        }
         let orchestrator = Orchestrator::bind(config).await?;
         let address = orchestrator.address();
         folder.write_holder(Some(address.to_string()))?;

@@ -45,8 +45,8 @@ const INTERFACE: Duration = Duration::from_secs(10);
 /// The first decision waits this long for the sensors: one that was not read yet looks like one that fails, and a node
 /// that was started again would take that for an input.
 const FIRST_READINGS: Duration = Duration::from_secs(5);
-/// How often a node that follows a chain asks it for news.
 
+/// How often a node that follows a chain asks it for news.
 const POLL: Duration = Duration::from_secs(5);
 
 /// The node's memory of itself, in its state folder.

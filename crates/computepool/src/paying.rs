@@ -1,8 +1,9 @@
-//! What `up --pay` needs: a chain, an address book, the sentinel's key, and gas where the chain is a local one.
+//! What `up --pay` and `orchestrator --pay` need: a chain, an address book, the sentinel's key, and gas where the chain is a local one.
 
 use std::path::{Path, PathBuf};
 
 use alloy_primitives::Address;
+use alloy_signer_local::PrivateKeySigner;
 use anyhow::{Context, Result, bail};
 use pool_chain::{
     AddressBook, ChainConfig,
@@ -44,10 +45,13 @@ pub(crate) struct PaidOn {
 }
 
 impl PaidOn {
-    /// Finds or starts the chain, and makes sure that the orchestrator can send transactions on it.
-    pub(crate) async fn prepare(folder: &StateFolder, options: &PayOptions) -> Result<Self> {
-        let sentinel = folder.sentinel()?;
-        let gateway = folder.gateway()?;
+    /// Finds or starts the chain, and makes sure that the orchestrator, `gateway`, can send transactions on it.
+    pub(crate) async fn prepare(
+        folder: &StateFolder,
+        options: &PayOptions,
+        gateway: Address,
+        sentinel: PrivateKeySigner,
+    ) -> Result<Self> {
         let (chain, book, devnet) = match &options.rpc {
             Some(rpc) => {
                 let chain = ChainConfig { websocket: options.websocket.clone(), ..ChainConfig::new(rpc) };
@@ -60,7 +64,7 @@ impl PaidOn {
             None if options.network == "local" => {
                 let state = options.keep_chain.then(|| folder.path().join("devnet.json"));
                 let devnet = Devnet::start(DevnetOptions { state, ..DevnetOptions::default() }).await?;
-                for account in [gateway.address(), sentinel.address()] {
+                for account in [gateway, sentinel.address()] {
                     devnet.control().fund(account, LOCAL_GAS, Usdc::ZERO).await?;
                 }
                 (devnet.chain_config(), devnet.book().clone(), Some(devnet))
@@ -69,7 +73,7 @@ impl PaidOn {
         };
         write_private(
             &folder.path().join(CHAIN_FILE),
-            chain_file(&chain, &book, [gateway.address(), sentinel.address()]).to_string().as_bytes(),
+            chain_file(&chain, &book, [gateway, sentinel.address()]).to_string().as_bytes(),
         )?;
         let config = MoneyConfig { linger: options.linger, ..MoneyConfig::new(chain, book, sentinel, options.rate) };
         Ok(Self { config, devnet })

@@ -26,10 +26,10 @@ use pool_node::{
 use pool_orchestrator::Orchestrator;
 use pool_policy::{Moment, Reason, Settings, State};
 use pool_sense::{
-    Energy, FixedPresence, Gpu, GpuLoad, Gpus, Idle, IdleSource, Metered, Power, Presence, Sensed, Snapshot,
+    FixedPresence, Gpu, GpuLoad, Gpus, Idle, IdleSource, Metered, MeteredEnergy, Power, Presence, Sensed, Snapshot,
 };
 use pool_store::Store;
-use pool_types::{ByteSize, LayerRange, Millijoules, Reading};
+use pool_types::{ByteSize, Energy, LayerRange, Reading};
 use server::Server;
 use support::{Files, PATIENCE, ask, descendants, member, model, node_config, orchestrator_config, request, runs};
 use tokio::{
@@ -63,8 +63,8 @@ struct Seen {
 impl Seen {
     fn snapshot(&self) -> Snapshot {
         let idle_for = Duration::from_secs(self.idle);
-        let energy = Energy {
-            used: Millijoules(1000 * DRAW * self.card),
+        let energy = MeteredEnergy {
+            used: Energy(1000 * DRAW * self.card),
             measured: Duration::from_secs(self.card),
             not_measured: Duration::ZERO,
         };

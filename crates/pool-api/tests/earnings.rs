@@ -15,7 +15,7 @@ use pool_node::{
 use pool_policy::{Memory, Moment, Settings, Signals, decide};
 use pool_store::{Store, Work, YieldTimes};
 use pool_testkit::LocalChain;
-use pool_types::{EnergyPrice, FlowRate, Millijoules, Usdc, Usdcx};
+use pool_types::{Energy, EnergyPrice, FlowRate, Usdc, Usdcx};
 use serde::de::DeserializeOwned;
 use tokio::{
     sync::{mpsc, watch},
@@ -149,7 +149,7 @@ async fn what_streams_is_counted_to_the_wei_and_agrees_with_the_chain() -> anyho
     assert_eq!((running[0].status, running[0].ended), (ShiftStatus::Streaming, None));
     assert_eq!(wei(&running[0].books.gross), 100 * per_second, "between two blocks money streams as well");
 
-    let energy = Millijoules(1_800_000_000);
+    let energy = Energy(1_800_000_000);
     let work = Work { served: 300_000, measured: 300_000, tokens: 77, energy, cost: price().of(energy) };
     store.shift_worked(shift, (began + 300) * 1000, work, true).await?;
     set(320, FlowRate::ZERO).await?;

@@ -15,7 +15,7 @@ use pool_node::{
 };
 use pool_policy::{Command, Memory, Moment, Seconds, Settings, Signals, Term, decide};
 use pool_store::{DecisionRecord, Store, Work, YieldTimes};
-use pool_types::{Millijoules, Reading, Usdcx};
+use pool_types::{Energy, Reading, Usdcx};
 use reqwest::{Client, Method, StatusCode};
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, watch};
@@ -186,7 +186,7 @@ async fn a_node_that_follows_no_chain_says_so_and_counts_its_work() {
     let interface = Interface::start().await;
     let now = u64::try_from(Timestamp::now().as_millisecond()).unwrap();
     let shift = interface.store.shift_begun(now - 60_000, "tiny", "0-3", 2).await.unwrap();
-    let work = Work { served: 60_000, measured: 30_000, tokens: 9, energy: Millijoules(7_200_000), cost: Usdcx::ZERO };
+    let work = Work { served: 60_000, measured: 30_000, tokens: 9, energy: Energy(7_200_000), cost: Usdcx::ZERO };
     interface.store.shift_worked(shift, now, work, true).await.unwrap();
     let (_, earnings) = interface.ask(Method::GET, "/v1/owner/earnings", None).await;
     let earnings: EarningsView = serde_json::from_value(earnings).unwrap();

@@ -63,10 +63,11 @@ impl Signals {
     }
 }
 
-/// Room for models on the disk that holds them.
+/// Room for models on the disk that holds them. What the cache would delete by itself to make room is no model's and
+/// counts as free: a policy that counted it as taken would hold the very download back that deletes it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Disk {
-    /// What models take.
+    /// What models take and keep.
     pub models: ByteSize,
     /// What is free.
     pub free: ByteSize,

@@ -5,25 +5,24 @@ use std::{
     time::{Duration, Instant},
 };
 
-use pool_types::Millijoules;
-use serde::{Deserialize, Serialize};
+use pool_types::Energy;
 
 /// What a meter has measured since it began. All three only grow; the difference of two is what was measured between.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Energy {
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MeteredEnergy {
     /// Energy that was used while it was measured.
-    pub used: Millijoules,
+    pub used: Energy,
     /// The time over which it was.
     pub measured: Duration,
     /// The time over which nothing is known, up to the last reading: nothing is made up for it.
     pub not_measured: Duration,
 }
 
-impl Energy {
+impl MeteredEnergy {
     /// What came after `earlier`, an older reading of the same meter.
     pub fn since(&self, earlier: &Self) -> Self {
         Self {
-            used: Millijoules(self.used.0.saturating_sub(earlier.used.0)),
+            used: Energy(self.used.0.saturating_sub(earlier.used.0)),
             measured: self.measured.saturating_sub(earlier.measured),
             not_measured: self.not_measured.saturating_sub(earlier.not_measured),
         }
@@ -32,14 +31,14 @@ impl Energy {
     /// What two devices used side by side: measured is the time over which both were.
     pub fn together(&self, other: &Self) -> Self {
         Self {
-            used: Millijoules(self.used.0.saturating_add(other.used.0)),
+            used: self.used.plus(other.used),
             measured: self.measured.min(other.measured),
             not_measured: self.not_measured.max(other.not_measured),
         }
     }
 }
 
-impl fmt::Display for Energy {
+impl fmt::Display for MeteredEnergy {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(formatter, "{} in {} s", self.used, self.measured.as_secs())?;
         if self.not_measured.is_zero() {
@@ -53,13 +52,13 @@ impl fmt::Display for Energy {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EnergyReading {
     /// A counter that only grows until its driver is loaded again.
-    Counter(Millijoules),
+    Counter(Energy),
     /// A counter that begins again at zero when it reaches `range`.
     Wrapping {
         /// The counter.
-        counter: Millijoules,
+        counter: Energy,
         /// Where it wraps.
-        range: Millijoules,
+        range: Energy,
     },
     /// The power at this moment.
     Power {
@@ -80,20 +79,21 @@ const MOST_MILLIWATTS: u128 = 2_000_000;
 ///
 /// ```
 /// use std::time::{Duration, Instant};
-/// use pool_sense::{EnergyMeter, EnergyReading, Millijoules};
+/// use pool_sense::{EnergyMeter, EnergyReading};
+/// use pool_types::Energy;
 ///
 /// let (start, second) = (Instant::now(), Duration::from_secs(1));
 /// let mut meter = EnergyMeter::new(10 * second);
 /// meter.count(start, EnergyReading::Power { milliwatts: 100_000 });
 /// meter.count(start + 2 * second, EnergyReading::Power { milliwatts: 300_000 });
-/// assert_eq!(meter.total().used, Millijoules(400_000), "two seconds at 200 W on average");
+/// assert_eq!(meter.total().used, Energy(400_000), "two seconds at 200 W on average");
 /// assert_eq!(meter.total().measured, 2 * second);
 /// ```
 #[derive(Clone, Debug)]
 pub struct EnergyMeter {
     longest_gap: Duration,
     last: Option<(Instant, EnergyReading)>,
-    total: Energy,
+    total: MeteredEnergy,
     /// Twice the energy of power readings, in milliwatts times nanoseconds: nothing is lost by rounding step by step.
     doubled_power: u128,
     counted: u64,
@@ -102,11 +102,11 @@ pub struct EnergyMeter {
 impl EnergyMeter {
     /// Power readings that lie further apart than `longest_gap` say nothing of the time between.
     pub fn new(longest_gap: Duration) -> Self {
-        Self { longest_gap, last: None, total: Energy::default(), doubled_power: 0, counted: 0 }
+        Self { longest_gap, last: None, total: MeteredEnergy::default(), doubled_power: 0, counted: 0 }
     }
 
     /// What was measured up to the last reading.
-    pub fn total(&self) -> Energy {
+    pub fn total(&self) -> MeteredEnergy {
         self.total
     }
 
@@ -120,7 +120,7 @@ impl EnergyMeter {
             self.total.not_measured += step;
         }
         let from_power = u64::try_from(self.doubled_power / 2_000_000_000).unwrap_or(u64::MAX);
-        self.total.used = Millijoules(self.counted.saturating_add(from_power));
+        self.total.used = Energy(self.counted.saturating_add(from_power));
     }
 
     /// Adds what was used between two readings; says whether that is known.
@@ -157,22 +157,22 @@ mod tests {
     const SECOND: Duration = Duration::from_secs(1);
 
     /// What a meter says after readings at these seconds.
-    fn metered(readings: &[(u64, EnergyReading)]) -> Energy {
+    fn metered(readings: &[(u64, EnergyReading)]) -> MeteredEnergy {
         let (start, mut meter) = (Instant::now(), EnergyMeter::new(10 * SECOND));
         readings.iter().for_each(|(second, reading)| meter.count(start + *second as u32 * SECOND, *reading));
         meter.total()
     }
 
     fn counter(joules: u64) -> EnergyReading {
-        EnergyReading::Counter(Millijoules(joules * 1000))
+        EnergyReading::Counter(Energy(joules * 1000))
     }
 
     fn power(watts: u32) -> EnergyReading {
         EnergyReading::Power { milliwatts: watts * 1000 }
     }
 
-    fn energy(joules: u64, measured: u32, not_measured: u32) -> Energy {
-        Energy { used: Millijoules(joules * 1000), measured: measured * SECOND, not_measured: not_measured * SECOND }
+    fn energy(joules: u64, measured: u32, not_measured: u32) -> MeteredEnergy {
+        MeteredEnergy { used: Energy(joules * 1000), measured: measured * SECOND, not_measured: not_measured * SECOND }
     }
 
     #[test]
@@ -208,7 +208,7 @@ mod tests {
         for step in 0..=3_000 {
             meter.count(start + step * Duration::from_millis(1), EnergyReading::Power { milliwatts: 333 });
         }
-        assert_eq!(meter.total().used, Millijoules(999));
+        assert_eq!(meter.total().used, Energy(999));
     }
 
     #[test]
@@ -219,8 +219,8 @@ mod tests {
 
     #[test]
     fn a_processors_counter_wraps_and_is_not_believed_when_it_jumps() {
-        let range = Millijoules(262_144_000);
-        let at = |joules: u64| EnergyReading::Wrapping { counter: Millijoules(joules * 1000), range };
+        let range = Energy(262_144_000);
+        let at = |joules: u64| EnergyReading::Wrapping { counter: Energy(joules * 1000), range };
         assert_eq!(metered(&[(0, at(262_000)), (5, at(356))]), energy(500, 5, 0), "it wrapped: 144 J, then 356 J");
         let asleep = [(0, at(9_000)), (5, at(9_500)), (10, at(20)), (15, at(520))];
         assert_eq!(metered(&asleep), energy(1_000, 10, 5), "nothing draws 50 kW: it was set back, as after a sleep");

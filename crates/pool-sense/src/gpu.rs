@@ -13,11 +13,11 @@ use nvml_wrapper::{
     Device, Nvml, enum_wrappers::device::TemperatureSensor, enums::device::UsedGpuMemory, error::NvmlError,
     struct_wrappers::device::ProcessInfo,
 };
-use pool_types::{ByteSize, Reading};
+use pool_types::{ByteSize, Energy, Reading};
 
 use self::driver::{Driver, Errors, is_for_ever, why_no_driver};
 use crate::{
-    energy::{Energy, EnergyMeter, EnergyReading},
+    energy::{EnergyMeter, EnergyReading, MeteredEnergy},
     processes::Told,
     sensor::Sensor,
     values::{Gpu, GpuLoad, Gpus},
@@ -113,10 +113,10 @@ impl NvidiaGpus {
         device: &Device<'_>,
         power: &Result<u32, NvmlError>,
         errors: &mut Errors,
-    ) -> Result<Energy, String> {
+    ) -> Result<MeteredEnergy, String> {
         let uuid = uuid.as_ref().map_err(Clone::clone)?;
         let reading = match (device.total_energy_consumption(), power) {
-            (Ok(counter), _) => EnergyReading::Counter(crate::Millijoules(counter)),
+            (Ok(counter), _) => EnergyReading::Counter(Energy(counter)),
             (Err(error), Ok(milliwatts)) if is_for_ever(&error) => EnergyReading::Power { milliwatts: *milliwatts },
             (Err(error), _) => return Err(errors.note(&error)),
         };

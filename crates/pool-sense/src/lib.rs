@@ -47,6 +47,9 @@
 //! | energy of the processor | /sys/class/powercap (RAPL) | - | 5 s |
 //! | metered | NetworkManager | INetworkCostManager | 5 s |
 //!
+//! ext-idle-notify takes a program that keeps the screen awake for an input, for somebody who watches a film is there; the
+//! other sources do not, and *kept awake* tells it.
+//!
 //! Where no source of input works, all are tried again every 2 s; where a later one serves, the earlier ones are tried
 //! every 30 s. A value that was not renewed for three intervals and 2 s is unavailable.
 
@@ -71,9 +74,8 @@ mod windows;
 
 pub use bandwidth::measure_memory_bandwidth;
 pub use cell::Sensed;
-pub use energy::{Energy, EnergyMeter, EnergyReading};
+pub use energy::{EnergyMeter, EnergyReading, MeteredEnergy};
 pub use host::{FixedSense, HostFacts, HostSense, Sense, SenseError};
-pub use pool_types::Millijoules;
 pub use senses::{FixedPresence, Presence, Senses, SensesError, Snapshot};
 pub use sensor::{InputSource, LastInput, Sensor};
 pub use surroundings::Surroundings;

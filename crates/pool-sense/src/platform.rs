@@ -1,7 +1,7 @@
 //! The sensors that each operating system brings its own of.
 
 use crate::{
-    energy::Energy,
+    energy::MeteredEnergy,
     input::OwnerInput,
     sensor::Sensor,
     values::{Metered, Power},
@@ -14,7 +14,7 @@ pub(crate) struct Sensors {
     pub(crate) kept_awake: Box<dyn Sensor<bool>>,
     pub(crate) metered: Box<dyn Sensor<Metered>>,
     pub(crate) power: Box<dyn Sensor<Power>>,
-    pub(crate) cpu_energy: Box<dyn Sensor<Energy>>,
+    pub(crate) cpu_energy: Box<dyn Sensor<MeteredEnergy>>,
 }
 
 #[cfg(target_os = "linux")]

@@ -14,7 +14,7 @@ use tokio::sync::watch;
 
 use crate::{
     cell::{Cell, Sensed},
-    energy::Energy,
+    energy::MeteredEnergy,
     gpu::{MemoryHeld, NvidiaGpus},
     input::Seen,
     lane::{Lane, Task},
@@ -49,7 +49,7 @@ pub struct Snapshot {
     /// Battery or mains.
     pub power: Sensed<Power>,
     /// What the processor has used since it was first looked at, by whomever.
-    pub cpu_energy: Sensed<Energy>,
+    pub cpu_energy: Sensed<MeteredEnergy>,
     /// Whether traffic costs.
     pub metered: Sensed<Metered>,
     /// NVIDIA's GPUs.
@@ -114,7 +114,7 @@ struct Cells {
     kept_awake: Arc<Cell<bool>>,
     programs: Arc<Cell<Found>>,
     power: Arc<Cell<Power>>,
-    cpu_energy: Arc<Cell<Energy>>,
+    cpu_energy: Arc<Cell<MeteredEnergy>>,
     metered: Arc<Cell<Metered>>,
     gpus: Arc<Cell<Gpus>>,
 }

@@ -4,7 +4,7 @@ use std::{fmt, time::Duration};
 
 use pool_types::Reading;
 
-use crate::Energy;
+use crate::MeteredEnergy;
 
 /// How long the owner has not touched keyboard, mouse or game controller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -97,7 +97,7 @@ pub struct Gpu {
     pub power_milliwatts: Reading<u32>,
     /// What the card has used since it was first looked at, by whomever: by its own counter, or where it has none by its
     /// power.
-    pub energy: Reading<Energy>,
+    pub energy: Reading<MeteredEnergy>,
 }
 
 /// How busy a GPU is, in percent of the time: 0 to 100.

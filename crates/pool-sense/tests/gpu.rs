@@ -11,8 +11,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use pool_sense::{Energy, Gpu, GpuLoad, Millijoules, Presence, Senses, Surroundings};
-use pool_types::{ByteSize, Reading};
+use pool_sense::{Gpu, GpuLoad, MeteredEnergy, Presence, Senses, Surroundings};
+use pool_types::{ByteSize, Energy, Reading};
 use tempfile::TempDir;
 
 use support::{nowhere, start, wait_for};
@@ -89,7 +89,7 @@ fn a_game_and_our_shard_share_a_card() {
     let fake = FakeNvml::answering(RECORDED);
     let senses = Senses::start(&fake.surroundings()).unwrap();
     senses.set_own_processes(vec![SHARD]);
-    let expected = |energy: &Reading<Energy>| Gpu {
+    let expected = |energy: &Reading<MeteredEnergy>| Gpu {
         index: 0,
         uuid: Reading::Known("GPU-8e5f0a51-6f0c-4a0e-9d9c-2f6f8b1f7a10".to_owned()),
         name: Reading::Known("NVIDIA GeForce RTX 4090".to_owned()),
@@ -142,7 +142,7 @@ fn what_a_driver_makes_up_is_no_load() {
 }
 
 /// The card's energy, once it is as wanted.
-fn energy(senses: &Senses, reason: &str, wanted: impl Fn(&Energy) -> bool) -> Energy {
+fn energy(senses: &Senses, reason: &str, wanted: impl Fn(&MeteredEnergy) -> bool) -> MeteredEnergy {
     let of = |card: &Gpu| card.energy.known().copied();
     let now = wait_for(senses, Duration::from_secs(15), reason, |now| {
         now.gpus.reading.known().and_then(|gpus| of(&gpus.cards[0])).is_some_and(|energy| wanted(&energy))
@@ -156,16 +156,16 @@ fn a_cards_energy_is_what_its_counter_counted_since_we_looked() {
     let fake = FakeNvml::answering(RECORDED);
     let senses = start(&fake.surroundings());
     let first = energy(&senses, "the counter is read", |_| true);
-    assert_eq!(first.used, Millijoules(0), "what was used before is not ours to count");
+    assert_eq!(first.used, Energy(0), "what was used before is not ours to count");
     fake.answer(&counter(91_827_364_550 + 600_000));
-    let second = energy(&senses, "600 J were used", |energy| energy.used == Millijoules(600_000));
+    let second = energy(&senses, "600 J were used", |energy| energy.used == Energy(600_000));
     assert!(second.measured >= Duration::from_secs(1) && second.not_measured.is_zero(), "{second:?}");
     // The driver is loaded again, and its counter begins at nothing.
     fake.answer(&counter(5_000));
     let third = energy(&senses, "a step is not measured", |energy| !energy.not_measured.is_zero());
-    assert_eq!(third.used, Millijoules(600_000), "nothing earlier is lost, and nothing is made up");
+    assert_eq!(third.used, Energy(600_000), "nothing earlier is lost, and nothing is made up");
     fake.answer(&counter(305_000));
-    energy(&senses, "300 J more", |energy| energy.used == Millijoules(900_000));
+    energy(&senses, "300 J more", |energy| energy.used == Energy(900_000));
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use pool_types::{Millijoules, Usdcx};
+use pool_types::{Energy, Usdcx};
 use sqlx::{Row, sqlite::SqliteRow};
 
 use crate::{Store, StoreError, nodes::from_json};
@@ -17,7 +17,7 @@ pub struct Work {
     /// Tokens that went through the layers.
     pub tokens: u64,
     /// What it used, as far as it was measured.
-    pub energy: Millijoules,
+    pub energy: Energy,
     /// What that cost, at the price that held then.
     pub cost: Usdcx,
 }
@@ -243,7 +243,7 @@ fn work(row: &SqliteRow) -> Result<Work, StoreError> {
         served: number(row, "served")?,
         measured: number(row, "measured")?,
         tokens: number(row, "tokens")?,
-        energy: Millijoules(number(row, "energy")?),
+        energy: Energy(number(row, "energy")?),
         cost: amount(row, "cost")?,
     })
 }
@@ -273,7 +273,7 @@ mod tests {
     }
 
     fn step(tokens: u64) -> Work {
-        Work { served: 60_000, measured: 50_000, tokens, energy: Millijoules(7_000), cost: Usdcx::from_wei(11) }
+        Work { served: 60_000, measured: 50_000, tokens, energy: Energy(7_000), cost: Usdcx::from_wei(11) }
     }
 
     #[tokio::test]

@@ -29,7 +29,7 @@ mod signature;
 
 pub use activation::Activation;
 pub use bytes::ByteSize;
-pub use energy::{EnergyPrice, Millijoules};
+pub use energy::{Energy, EnergyPrice};
 pub use ids::{Attempt, CoalitionId, Epoch, ModelId, RequestId, SessionId};
 pub use layers::{LayerRange, LayerRangeError};
 pub use money::{AmountError, FlowRate, Usdc, Usdcx};

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use pool_store::{Store, StoreError, Work};
-use pool_types::{EnergyPrice, Millijoules};
+use pool_types::{Energy, EnergyPrice};
 use tracing::info;
 
 use crate::node::Activity;
@@ -15,7 +15,7 @@ const EVERY: Duration = Duration::from_secs(15);
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Used {
     /// As far as it was measured.
-    pub(super) energy: Millijoules,
+    pub(super) energy: Energy,
     /// The time of which it was.
     pub(super) measured: Duration,
 }
@@ -118,7 +118,7 @@ mod tests {
         let mut seconds = 0;
         let mut step = async |books: &mut Books, activity: &Activity, tokens| {
             let now = (Duration::from_secs(seconds), 3_600_000_000 + 1000 * seconds);
-            let used = Used { energy: Millijoules(100_000), measured: Duration::from_secs(1) };
+            let used = Used { energy: Energy(100_000), measured: Duration::from_secs(1) };
             books.count(&store, now, activity, tokens, used, price).await.unwrap();
             seconds += 1;
         };

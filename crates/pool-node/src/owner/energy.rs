@@ -3,14 +3,14 @@
 use std::collections::BTreeMap;
 
 use pool_policy::{Decision, GpuId, Settings};
-use pool_sense::{Energy, Snapshot};
+use pool_sense::{MeteredEnergy, Snapshot};
 
 use super::{books::Used, signals::id_of};
 
 /// The meters as they stood at the last look.
 #[derive(Debug, Default)]
 pub(super) struct Meters {
-    last: BTreeMap<Device, Energy>,
+    last: BTreeMap<Device, MeteredEnergy>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -27,12 +27,12 @@ impl Meters {
         let processor = seen.cpu_energy.reading.known().map(|energy| (Device::Processor, *energy));
         let cards = seen.gpus.reading.known().into_iter().flat_map(|gpus| &gpus.cards);
         let cards = cards.filter_map(|card| Some((Device::Gpu(id_of(card)), *card.energy.known()?)));
-        let now: BTreeMap<Device, Energy> = processor.into_iter().chain(cards).collect();
-        let mut used: Option<Energy> = None;
+        let now: BTreeMap<Device, MeteredEnergy> = processor.into_iter().chain(cards).collect();
+        let mut used: Option<MeteredEnergy> = None;
         for device in in_use(settings, decision) {
             let (Some(now), Some(last)) = (now.get(&device), self.last.get(&device)) else {
                 // One that does not tell makes the whole incomplete.
-                used = Some(used.unwrap_or_default().together(&Energy::default()));
+                used = Some(used.unwrap_or_default().together(&MeteredEnergy::default()));
                 continue;
             };
             let step = now.since(last);
@@ -54,13 +54,13 @@ mod tests {
     use std::time::Duration;
 
     use pool_sense::{Gpu, Gpus, Sensed};
-    use pool_types::{Millijoules, Reading};
+    use pool_types::{Energy, Reading};
 
     use super::*;
 
-    fn energy(millijoules: u64, seconds: u64) -> Reading<Energy> {
+    fn energy(millijoules: u64, seconds: u64) -> Reading<MeteredEnergy> {
         let measured = Duration::from_secs(seconds);
-        Reading::Known(Energy { used: Millijoules(millijoules), measured, not_measured: Duration::ZERO })
+        Reading::Known(MeteredEnergy { used: Energy(millijoules), measured, not_measured: Duration::ZERO })
     }
 
     #[test]
@@ -90,7 +90,7 @@ mod tests {
     #[test]
     fn a_card_without_a_meter_makes_the_time_not_measured() {
         use pool_policy::{Memory, Moment, Signals, decide};
-        let card = |index: u32, energy: Reading<Energy>| Gpu {
+        let card = |index: u32, energy: Reading<MeteredEnergy>| Gpu {
             index,
             uuid: Reading::Known(format!("GPU-{index}")),
             name: Reading::unavailable("a test"),

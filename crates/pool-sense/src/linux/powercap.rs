@@ -12,14 +12,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use pool_types::Reading;
+use pool_types::{Energy, Reading};
 use thiserror::Error;
 
 use crate::{
-    energy::{Energy, EnergyMeter, EnergyReading},
+    energy::{EnergyMeter, EnergyReading, MeteredEnergy},
     sensor::{Sensor, reading},
 };
-use pool_types::Millijoules;
 
 /// Packages that are looked at; more than any board has sockets.
 const MOST_PACKAGES: usize = 64;
@@ -57,7 +56,7 @@ impl Powercap {
         Self { folder, meters: BTreeMap::new() }
     }
 
-    fn look(&mut self) -> Result<Energy, PowercapError> {
+    fn look(&mut self) -> Result<MeteredEnergy, PowercapError> {
         for package in packages(&self.folder)? {
             let counter = microjoules(&package, "energy_uj")?;
             let range = microjoules(&package, "max_energy_range_uj")?;
@@ -70,8 +69,8 @@ impl Powercap {
     }
 }
 
-impl Sensor<Energy> for Powercap {
-    fn read(&mut self) -> Reading<Energy> {
+impl Sensor<MeteredEnergy> for Powercap {
+    fn read(&mut self) -> Reading<MeteredEnergy> {
         reading(self.look())
     }
 }
@@ -93,11 +92,11 @@ fn packages(folder: &Path) -> Result<Vec<PathBuf>, PowercapError> {
     Ok(packages)
 }
 
-fn microjoules(zone: &Path, file: &str) -> Result<Millijoules, PowercapError> {
+fn microjoules(zone: &Path, file: &str) -> Result<Energy, PowercapError> {
     let text = fs::read_to_string(zone.join(file))?;
     let text = text.trim();
     let value: u64 = text.parse().map_err(|_| PowercapError::NoNumber(text.to_owned()))?;
-    Ok(Millijoules(value / 1000))
+    Ok(Energy(value / 1000))
 }
 
 #[cfg(test)]
@@ -123,7 +122,7 @@ mod tests {
         fs::write(folder.path().join(zone).join("energy_uj"), format!("{counter}\n")).unwrap();
     }
 
-    fn known(sensor: &mut Powercap) -> Energy {
+    fn known(sensor: &mut Powercap) -> MeteredEnergy {
         let energy = sensor.read();
         *energy.known().unwrap_or_else(|| panic!("the counters can be read: {energy}"))
     }
@@ -139,14 +138,14 @@ mod tests {
             ("dtpm", "dtpm", 5),
         ]);
         let mut sensor = Powercap::new(folder.path().to_owned());
-        assert_eq!(known(&mut sensor).used, Millijoules(0), "what was used before is not ours to count");
+        assert_eq!(known(&mut sensor).used, Energy(0), "what was used before is not ours to count");
         thread::sleep(Duration::from_millis(100));
         set(&folder, "intel-rapl:0", 1_005_000_000);
         set(&folder, "intel-rapl:1", 2_671_150);
         set(&folder, "intel-rapl:0:0", 604_000_000);
         set(&folder, "intel-rapl:2", 3_009_000_000);
         let energy = known(&mut sensor);
-        assert_eq!(energy.used, Millijoules(5_000 + 2_999), "5 J, and 3 J over the end of the counter");
+        assert_eq!(energy.used, Energy(5_000 + 2_999), "5 J, and 3 J over the end of the counter");
         assert!(energy.measured >= Duration::from_millis(100) && energy.not_measured.is_zero(), "{energy:?}");
     }
 
