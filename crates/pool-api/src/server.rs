@@ -14,7 +14,7 @@ use axum::{
     response::{IntoResponse, Response},
     routing::{get, post},
 };
-use pool_models::DownloadStatus;
+use pool_models::DownloadsOverview;
 use pool_node::owner::{Ask, OwnerView, Wish};
 use pool_policy::Settings;
 use pool_store::Store;
@@ -52,7 +52,7 @@ pub struct Sources {
     /// The decisions of the past.
     pub store: Store,
     /// Models on their way, where the node fetches any.
-    pub downloads: Option<watch::Receiver<Vec<DownloadStatus>>>,
+    pub downloads: Option<watch::Receiver<DownloadsOverview>>,
 }
 
 /// Why the interface cannot be offered.
@@ -196,7 +196,11 @@ async fn decisions(State(interface): State<Arc<Interface>>, Query(Last { last })
 }
 
 async fn downloads(State(interface): State<Arc<Interface>>) -> Json<Vec<DownloadView>> {
-    let list = interface.sources.downloads.as_ref().map(|list| list.borrow().iter().map(DownloadView::from).collect());
+    let list = interface
+        .sources
+        .downloads
+        .as_ref()
+        .map(|list| list.borrow().downloads.iter().map(DownloadView::from).collect());
     Json(list.unwrap_or_default())
 }
 
