@@ -1,6 +1,8 @@
 //! Model files: weights' headers, configurations, tokenizers, chat templates.
 
-use pool_models::{ChatTemplate, Gguf, Manifest, ModelConfig, RenderOptions, Tokenizer, Wanted, parse_safetensors};
+use pool_models::{
+    ChatTemplate, Gguf, Manifest, ModelConfig, Plan, RenderOptions, Tokenizer, Wanted, parse_safetensors,
+};
 use serde_json::json;
 
 /// A GGUF file.
@@ -44,6 +46,10 @@ pub(crate) fn tokenizer(bytes: &[u8]) {
 pub(crate) fn manifest(bytes: &[u8]) {
     let Ok(manifest) = Manifest::parse(bytes) else { return };
     assert_eq!(manifest.to_bytes(), bytes, "a manifest has one form");
+    let pieces: u64 = manifest.contents().map(|content| u64::from(content.piece_count(manifest.piece_bytes))).sum();
+    assert!(pieces <= Manifest::MOST_PIECES, "{pieces} pieces cannot be kept account of");
+    let plan = Plan::new(&manifest, Wanted::everything(&manifest.config), &|_, _| false);
+    assert!(plan.missing_bytes() <= plan.wanted_bytes(), "no more is missing than is wanted");
     for item in manifest.items(Wanted::everything(&manifest.config)) {
         let end = item.offset.checked_add(item.content.length);
         assert!(end.is_some_and(|end| end <= manifest.length(item.file)), "{} reaches past its file's end", item.name);

@@ -36,8 +36,8 @@ pub(crate) enum Command {
     Pause(OwnerPauseArguments),
     /// Share by the settings again, or now
     Resume(OwnerResumeArguments),
-    /// Show which layers an owner's node is fetching
-    Downloads(OwnerStateArguments),
+    /// Show or change what an owner's node fetches, and which models are on its disk
+    Downloads(OwnerDownloadsArguments),
     /// Show what an owner's node decided lately, and why
     Log(OwnerLogArguments),
     /// What a node of `node --policy` earned, used, and did in its shifts

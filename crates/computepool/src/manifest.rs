@@ -1,6 +1,7 @@
 //! `computepool manifest`, and models that nodes fetch by one.
 
 use std::{
+    collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
     process::ExitCode,
@@ -57,6 +58,7 @@ pub(crate) struct ToFetch {
     signature: Option<SignedManifest>,
     owner: Option<alloy_primitives::Address>,
     mirrors: Vec<Mirror>,
+    tokens: BTreeMap<String, AccessToken>,
     cache: Cache,
 }
 
@@ -78,21 +80,24 @@ pub(crate) fn read(file: &Path, arguments: &NodeArguments) -> Result<ToFetch> {
         signed.check(&manifest, owner)?;
     }
     let token = std::env::var(HOST_TOKEN).ok().filter(|token| !token.is_empty()).map(AccessToken::new);
+    let tokens: BTreeMap<_, _> = token.transpose()?.into_iter().map(|token| (TOKEN_HOST.to_owned(), token)).collect();
     let mirror = |address: &String| {
         let mirror = Mirror::new(address)?;
-        let theirs = mirror.host() == TOKEN_HOST;
-        Ok(token.iter().filter(|_| theirs).cloned().fold(mirror, Mirror::with_token))
+        Ok(match tokens.get(&mirror.host()) {
+            Some(token) => mirror.with_token(token.clone()),
+            None => mirror,
+        })
     };
     let mirrors = arguments.mirror.iter().map(mirror).collect::<Result<Vec<_>>>()?;
     let cache = Cache::open(arguments.cache.clone().unwrap_or_else(|| arguments.state.join("models")))?;
-    Ok(ToFetch { manifest, signature, owner: arguments.pool_owner, mirrors, cache })
+    Ok(ToFetch { manifest, signature, owner: arguments.pool_owner, mirrors, tokens, cache })
 }
 
 impl ToFetch {
     /// Begins to be able to fetch. Inside a runtime.
     pub(crate) fn start(self) -> Result<ModelFetch> {
-        let Self { manifest, signature, owner, mirrors, cache } = self;
-        let downloads = Downloads::start(cache, DownloadOptions::default(), Arc::new(SystemSpace))?;
+        let Self { manifest, signature, owner, mirrors, tokens, cache } = self;
+        let downloads = Downloads::start_with_tokens(cache, DownloadOptions::default(), Arc::new(SystemSpace), tokens)?;
         Ok(ModelFetch::new(manifest, signature, owner, mirrors, downloads))
     }
 }

@@ -1,6 +1,7 @@
 //! `computepool node --policy`, what the owner asks of it (`computepool pause`, `resume`), and what it did (`status`, `log`).
 
 mod diagnostics;
+mod downloads;
 mod earnings;
 
 use std::{
@@ -14,21 +15,19 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use jiff::tz::TimeZone;
-use pool_api::{
-    Access, DownloadView, ErrorAnswer, GivenBack, OwnerCommand, OwnerState, PastDecision, Server, Sources, Until,
-};
+use pool_api::{Access, ErrorAnswer, GivenBack, OwnerCommand, OwnerState, PastDecision, Server, Sources, Until};
 use pool_chain::{AddressBook, Chain, ChainConfig};
 use pool_node::{NodeConfig, NodeModel, income::Income, owner};
 use pool_policy::{Decision, Settings};
 use pool_sense::{Presence, Senses, Surroundings};
 use pool_store::Store;
 use reqwest::Method;
-use serde::de::DeserializeOwned;
+use serde::{Serialize, de::DeserializeOwned};
 use serde_json::json;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
-pub(crate) use self::{diagnostics::diagnostics, earnings::earnings};
+pub(crate) use self::{diagnostics::diagnostics, downloads::downloads, earnings::earnings};
 use crate::{
     arguments::{
         ChainArguments, NodeArguments, OwnerLogArguments, OwnerPauseArguments, OwnerResumeArguments,
@@ -39,8 +38,10 @@ use crate::{
     when::utc,
 };
 
-/// A node on this machine answers within this.
+/// A node on this machine answers within this,
 const INTERFACE: Duration = Duration::from_secs(10);
+/// and a change of its downloads within this: a model that is verified is read from end to end.
+const DOWNLOADS: Duration = Duration::from_secs(3600);
 
 /// The first decision waits this long for the sensors: one that was not read yet looks like one that fails, and a node
 /// that was started again would take that for an input.
@@ -48,6 +49,9 @@ const FIRST_READINGS: Duration = Duration::from_secs(5);
 
 /// How often a node that follows a chain asks it for news.
 const POLL: Duration = Duration::from_secs(5);
+
+/// What goes with a question.
+const NOTHING: Option<&()> = None;
 
 /// The node's memory of itself, in its state folder.
 fn database(state: &Path) -> PathBuf {
@@ -115,7 +119,7 @@ pub(crate) async fn run(
     tokio::task::spawn_blocking(move || reading.wait_for_first_readings(FIRST_READINGS)).await?;
     let downloads = match &node.model {
         NodeModel::Local(_) => None,
-        NodeModel::Fetched(fetch) => Some(fetch.downloads().watch()),
+        NodeModel::Fetched(fetch) => Some(fetch.downloads().clone()),
     };
     let model_name = match &node.model {
         NodeModel::Local(path) => path.file_stem().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default(),
@@ -202,30 +206,16 @@ fn ask(folder: &Path, command: OwnerCommand) -> Result<ExitCode> {
     })
 }
 
-/// `computepool downloads`.
-pub(crate) fn downloads(arguments: &OwnerStateArguments) -> Result<ExitCode> {
-    serving::runtime(1)?.block_on(async {
-        let list: Vec<DownloadView> = interface(&arguments.state, Method::GET, "downloads", None).await?;
-        if arguments.json {
-            println!("{}", serde_json::to_string(&list)?);
-        } else if list.is_empty() {
-            println!("Nothing is being fetched.");
-        } else {
-            list.iter().for_each(|download| println!("{}", download.line));
-        }
-        Ok(ExitCode::SUCCESS)
-    })
-}
-
 /// Asks the node that runs with this state folder.
 async fn interface<T: DeserializeOwned>(
     folder: &Path,
     method: Method,
     what: &str,
-    command: Option<&OwnerCommand>,
+    command: Option<&(impl Serialize + Sync)>,
 ) -> Result<T> {
     let access = Access::read(folder)?;
-    let client = reqwest::Client::builder().no_proxy().timeout(INTERFACE).build()?;
+    let limit = if what == downloads::COMMANDS { DOWNLOADS } else { INTERFACE };
+    let client = reqwest::Client::builder().no_proxy().timeout(limit).build()?;
     let request = client.request(method, format!("http://{}/v1/owner/{what}", access.address));
     let request = request.bearer_auth(&access.token);
     let request = if let Some(command) = command { request.json(command) } else { request };
@@ -248,7 +238,7 @@ pub(crate) fn status(arguments: &OwnerStateArguments) -> Result<ExitCode> {
     let runs = runs(&arguments.state)?;
     serving::runtime(1)?.block_on(async {
         let (state, last, given_back) = if runs {
-            let state: OwnerState = interface(&arguments.state, Method::GET, "state", None).await?;
+            let state: OwnerState = interface(&arguments.state, Method::GET, "state", NOTHING).await?;
             let given_back = state.given_back;
             (Some(state), None, given_back)
         } else {
@@ -286,7 +276,7 @@ pub(crate) fn log(arguments: &OwnerLogArguments) -> Result<ExitCode> {
     serving::runtime(1)?.block_on(async {
         let mut past: Vec<PastDecision> = if runs {
             let what = format!("decisions?last={}", arguments.last);
-            interface(&arguments.state, Method::GET, &what, None).await?
+            interface(&arguments.state, Method::GET, &what, NOTHING).await?
         } else {
             let store = open(&arguments.state).await?;
             let past = store.decisions(arguments.last).await?;

@@ -182,7 +182,8 @@ async fn an_idle_machine_serves_and_the_first_key_takes_it_back() {
     // The owner says no, and yes, from another terminal.
     let paused = output_of(&["pause", "--minutes", "30"], &home.state);
     assert!(paused.starts_with("Paused: "), "{paused}");
-    assert_eq!(output_of(&["downloads"], &home.state), "Nothing is being fetched.\n", "its model is here");
+    let told = output_of(&["downloads"], &home.state);
+    assert!(told.starts_with("Nothing is being fetched.\n"), "its model is here: {told}");
     let resumed = output_of(&["resume"], &home.state);
     assert!(resumed.starts_with("Waiting: "), "{resumed}");
 

@@ -104,9 +104,25 @@ export type DownloadStage = "preparing" | "queued" | "downloading" | "waiting" |
 
 export type DownloadView = { 
 /**
+ * For commands.
+ */
+id: number, 
+/**
  * The model's name.
  */
 name: string, 
+/**
+ * The hash of its manifest: for commands.
+ */
+model: string, 
+/**
+ * Which layers, as text like `0-15`; absent where none are wanted.
+ */
+layers: string | null, 
+/**
+ * Higher goes first.
+ */
+priority: number, 
 /**
  * How far it is.
  */
@@ -139,6 +155,136 @@ message: string | null,
  * All of it in one line.
  */
 line: string, };
+
+export type StrandedView = { 
+/**
+ * The hash of its model's manifest.
+ */
+model: string, 
+/**
+ * Why, in one sentence.
+ */
+reason: string, };
+
+export type DiskView = { 
+/**
+ * What they take.
+ */
+used: number, 
+/**
+ * What has been promised to downloads under way, and has not come yet.
+ */
+promised: number, 
+/**
+ * How much they may take; absent for no bound.
+ */
+budget: number | null, 
+/**
+ * What is free; absent where the system does not say.
+ */
+free: number | null, 
+/**
+ * What they leave free whatever the budget.
+ */
+keep_free: number, };
+
+export type DownloadsView = { 
+/**
+ * In the order in which they get connections.
+ */
+downloads: Array<DownloadView>, 
+/**
+ * Those of an earlier run that cannot go on.
+ */
+stranded: Array<StrandedView>, 
+/**
+ * All wait together: the policy says so, and the state why.
+ */
+all_paused: boolean, 
+/**
+ * The disk.
+ */
+disk: DiskView, 
+/**
+ * One sentence where the list of downloads could not be read or is not kept.
+ */
+problem: string | null, };
+
+export type ModelView = { 
+/**
+ * The hash of its manifest: for commands.
+ */
+model: string, 
+/**
+ * Its name.
+ */
+name: string, 
+/**
+ * Bytes of the whole model.
+ */
+total: number, 
+/**
+ * Bytes of it that are here.
+ */
+cached: number, 
+/**
+ * The layers that this machine was assigned, as texts like `0-15`.
+ */
+assigned: Array<string>, 
+/**
+ * A shard has it open, or a download fills it.
+ */
+in_use: boolean, 
+/**
+ * Whether its bytes are checked against hashes that do not come from the host.
+ */
+verified: boolean, 
+/**
+ * Whose signature over its manifest it came with.
+ */
+signer: string | null, 
+/**
+ * When it was last used, in Unix seconds.
+ */
+used_at: number, 
+/**
+ * One sentence where something of it cannot be read.
+ */
+broken: string | null, };
+
+export type DownloadCommand = { "command": "pause", 
+/**
+ * Which download.
+ */
+id: number, } | { "command": "resume", 
+/**
+ * Which download.
+ */
+id: number, } | { "command": "first", 
+/**
+ * Which download.
+ */
+id: number, } | { "command": "priority", 
+/**
+ * Which download.
+ */
+id: number, 
+/**
+ * At first 0.
+ */
+priority: number, } | { "command": "cancel", 
+/**
+ * Which download.
+ */
+id: number, } | { "command": "verify", 
+/**
+ * The hash of its manifest.
+ */
+model: string, } | { "command": "remove", 
+/**
+ * The hash of its manifest.
+ */
+model: string, };
 
 export type Until = { "kind": "for", 
 /**
@@ -310,7 +456,7 @@ rate: string,
  */
 at: number, };
 
-export type OwnerEvent = { "event": "state", "data": OwnerState } | { "event": "downloads", "data": Array<DownloadView> } | { "event": "earnings", "data": EarningsView };
+export type OwnerEvent = { "event": "state", "data": OwnerState } | { "event": "downloads", "data": DownloadsView } | { "event": "earnings", "data": EarningsView };
 
 export type ErrorCode = "token" | "settings" | "other";
 

@@ -9,7 +9,9 @@
 //! |---|---|
 //! | `GET /v1/owner/state` | [`OwnerState`] |
 //! | `GET /v1/owner/decisions?last=50` | a list of [`PastDecision`], the newest first |
-//! | `GET /v1/owner/downloads` | a list of [`DownloadView`] |
+//! | `GET /v1/owner/downloads` | a [`DownloadsView`] |
+//! | `POST /v1/owner/downloads/commands` | a [`DownloadCommand`]; answers with the [`DownloadsView`] that follows |
+//! | `GET /v1/owner/models` | a list of [`ModelView`]: what is on the disk |
 //! | `GET /v1/owner/earnings` | an [`EarningsView`] |
 //! | `GET /v1/owner/shifts?last=50` | a list of [`ShiftView`], the newest first |
 //! | `GET /v1/owner/wallet` | a [`WalletView`], asked of the chain at that moment |
@@ -38,6 +40,7 @@ pub use access::{Access, AccessError};
 pub use diagnostics::{Diagnostics, without_secrets};
 pub use server::{Server, ServerError, Sources};
 pub use wire::{
-    DownloadStage, DownloadView, EarningsView, ErrorAnswer, ErrorCode, GivenBack, GpuState, OwnerCommand, OwnerEvent,
-    OwnerState, PastDecision, Period, ShiftStatus, ShiftView, Stage, UnavailableSensor, Until, WalletView, typescript,
+    DiskView, DownloadCommand, DownloadStage, DownloadView, DownloadsView, EarningsView, ErrorAnswer, ErrorCode,
+    GivenBack, GpuState, ModelView, OwnerCommand, OwnerEvent, OwnerState, PastDecision, Period, ShiftStatus, ShiftView,
+    Stage, StrandedView, UnavailableSensor, Until, WalletView, typescript,
 };

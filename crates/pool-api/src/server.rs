@@ -15,7 +15,7 @@ use axum::{
     routing::{get, post},
 };
 use jiff::tz::TimeZone;
-use pool_models::DownloadStatus;
+use pool_models::{DownloadError, DownloadId, Downloads};
 use pool_node::{
     income::Income,
     owner::{Ask, Clock, OwnerView, Wish},
@@ -29,6 +29,7 @@ use thiserror::Error;
 use tokio::{
     net::TcpListener,
     sync::{Semaphore, mpsc, oneshot, watch},
+    task::spawn_blocking,
     time::timeout,
 };
 use tokio_util::sync::CancellationToken;
@@ -37,7 +38,10 @@ use crate::{
     Access,
     diagnostics::Diagnostics,
     earnings::Books,
-    wire::{DownloadView, ErrorAnswer, ErrorCode, OwnerCommand, OwnerEvent, OwnerState, PastDecision, WalletView},
+    wire::{
+        DownloadCommand, DownloadsView, ErrorAnswer, ErrorCode, ModelView, OwnerCommand, OwnerEvent, OwnerState,
+        PastDecision, WalletView,
+    },
 };
 
 const LARGEST_BODY: usize = 64 << 10;
@@ -59,8 +63,8 @@ pub struct Sources {
     pub asks: mpsc::Sender<Ask>,
     /// The decisions of the past.
     pub store: Store,
-    /// Models on their way, where the node fetches any.
-    pub downloads: Option<watch::Receiver<Vec<DownloadStatus>>>,
+    /// Models on their way, and those that are here, where the node fetches any.
+    pub downloads: Option<Downloads>,
     /// What is earned, where the node follows a chain.
     pub income: Option<Income>,
     /// The time.
@@ -128,6 +132,8 @@ impl Server {
             .route("/v1/owner/state", get(state))
             .route("/v1/owner/decisions", get(decisions))
             .route("/v1/owner/downloads", get(downloads))
+            .route("/v1/owner/downloads/commands", post(download_command))
+            .route("/v1/owner/models", get(models))
             .route("/v1/owner/earnings", get(earnings))
             .route("/v1/owner/shifts", get(shifts))
             .route("/v1/owner/wallet", get(wallet))
@@ -229,9 +235,9 @@ impl Sources {
         Books { store, income, zone, counts_costs, now: self.clock.now().wall }
     }
 
-    fn downloads(&self) -> Vec<DownloadView> {
-        let list = self.downloads.as_ref().map(|list| list.borrow().iter().map(DownloadView::from).collect());
-        list.unwrap_or_default()
+    fn downloads(&self) -> DownloadsView {
+        let overview = self.downloads.as_ref().map(|downloads| downloads.watch().borrow().clone());
+        DownloadsView::from(&overview.unwrap_or_default())
     }
 }
 
@@ -291,8 +297,62 @@ async fn diagnostics(State(interface): State<Arc<Interface>>) -> Response {
     told("The diagnostics", parts.collect().await)
 }
 
-async fn downloads(State(interface): State<Arc<Interface>>) -> Json<Vec<DownloadView>> {
+async fn downloads(State(interface): State<Arc<Interface>>) -> Json<DownloadsView> {
     Json(interface.sources.downloads())
+}
+
+fn fetches_nothing() -> Response {
+    let message = "This node fetches no models: it serves one from a folder of yours.";
+    failure(StatusCode::NOT_FOUND, ErrorCode::Other, message, "Start it with a model's manifest.")
+}
+
+/// Changes the list of downloads; answers with the list as it is then.
+async fn download_command(State(interface): State<Arc<Interface>>, body: Bytes) -> Response {
+    let Some(downloads) = &interface.sources.downloads else { return fetches_nothing() };
+    let command = match serde_json::from_slice::<DownloadCommand>(&body) {
+        Ok(command) => command,
+        Err(error) => {
+            let message = format!("This is no command: {error}.");
+            return failure(StatusCode::BAD_REQUEST, ErrorCode::Other, &message, "Nothing was changed.");
+        }
+    };
+    let obeyed = match command {
+        DownloadCommand::Pause { id } => downloads.pause(DownloadId(id)).await,
+        DownloadCommand::Resume { id } => downloads.resume(DownloadId(id)).await,
+        DownloadCommand::First { id } => downloads.move_to_front(DownloadId(id)).await,
+        DownloadCommand::Priority { id, priority } => downloads.set_priority(DownloadId(id), priority).await,
+        DownloadCommand::Cancel { id } => downloads.cancel(DownloadId(id)).await,
+        DownloadCommand::Verify { model } => downloads.verify(model).await.map(drop),
+        DownloadCommand::Remove { model } => downloads.remove(model).await.map(drop),
+    };
+    match obeyed {
+        Ok(()) => Json(interface.sources.downloads()).into_response(),
+        Err(error) => {
+            let status = match &error {
+                DownloadError::Unknown => StatusCode::NOT_FOUND,
+                DownloadError::Stopped | DownloadError::Broken => StatusCode::SERVICE_UNAVAILABLE,
+                _ => StatusCode::CONFLICT,
+            };
+            let message = format!("This cannot be done: {error}.");
+            failure(status, ErrorCode::Other, &message, "Nothing was changed.")
+        }
+    }
+}
+
+async fn models(State(interface): State<Arc<Interface>>) -> Response {
+    let Some(downloads) = &interface.sources.downloads else { return Json(Vec::<ModelView>::new()).into_response() };
+    let cache = downloads.cache().clone();
+    match spawn_blocking(move || cache.list()).await {
+        Ok(Ok(models)) => Json(models.iter().map(ModelView::from).collect::<Vec<_>>()).into_response(),
+        Ok(Err(error)) => {
+            let message = format!("The models that are here cannot be read: {error}.");
+            failure(StatusCode::INTERNAL_SERVER_ERROR, ErrorCode::Other, &message, "Look at the disk.")
+        }
+        Err(_) => {
+            let message = "The models that are here cannot be read.";
+            failure(StatusCode::INTERNAL_SERVER_ERROR, ErrorCode::Other, message, "Look into the log.")
+        }
+    }
 }
 
 async fn settings(State(interface): State<Arc<Interface>>) -> Response {
@@ -367,7 +427,7 @@ async fn changes<T>(told: &mut Option<watch::Receiver<T>>) {
 async fn tell(mut socket: WebSocket, interface: Arc<Interface>) {
     let sources = &interface.sources;
     let mut view = sources.view.clone();
-    let mut downloads = sources.downloads.clone();
+    let mut downloads = sources.downloads.as_ref().map(Downloads::watch);
     let mut income = sources.income.as_ref().map(Income::view);
     view.mark_changed();
     downloads.iter_mut().for_each(watch::Receiver::mark_changed);
@@ -381,7 +441,7 @@ async fn tell(mut socket: WebSocket, interface: Arc<Interface>) {
                 let state = view.borrow_and_update().as_ref().map(OwnerState::from);
                 state.map(|state| OwnerEvent::State(Box::new(state)))
             }
-            () = changes(&mut downloads) => Some(OwnerEvent::Downloads(sources.downloads())),
+            () = changes(&mut downloads) => Some(OwnerEvent::Downloads(Box::new(sources.downloads()))),
             () = changes(&mut income) => {
                 let earnings = sources.books().earnings().await;
                 earnings.map(|earnings| OwnerEvent::Earnings(Box::new(earnings))).ok()

@@ -1,14 +1,17 @@
 //! The words of the interface.
 
+mod downloads;
 mod earnings;
 
-use pool_models::{DownloadState, DownloadStatus};
 use pool_node::{Activity, owner::OwnerView};
 use pool_policy::{Command, Seconds, Term};
 use pool_store::{DecisionRecord, YieldTimes};
 use serde::{Deserialize, Serialize};
 use ts_rs::{Config, TS};
 
+pub use self::downloads::{
+    DiskView, DownloadCommand, DownloadStage, DownloadView, DownloadsView, ModelView, StrandedView,
+};
 pub use self::earnings::{EarningsView, Period, ShiftStatus, ShiftView, WalletView};
 
 /// What the node is in, in one word: the tray's icon.
@@ -160,80 +163,6 @@ impl From<DecisionRecord> for PastDecision {
     }
 }
 
-/// How far a download is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, TS)]
-#[serde(rename_all = "snake_case")]
-pub enum DownloadStage {
-    /// What is there is looked at.
-    Preparing,
-    /// Others go first.
-    Queued,
-    /// Bytes come.
-    Downloading,
-    /// It goes on by itself; the message says when.
-    Waiting,
-    /// Paused.
-    Paused,
-    /// Everything is here and is hashed.
-    Verifying,
-    /// Everything is here, and right.
-    Done,
-    /// It needs the owner; the message says why.
-    Failed,
-}
-
-/// Layers of a model on their way.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, TS)]
-pub struct DownloadView {
-    /// The model's name.
-    pub name: String,
-    /// How far it is.
-    pub stage: DownloadStage,
-    /// Bytes that are here.
-    #[ts(type = "number")]
-    pub done: u64,
-    /// Bytes in all.
-    #[ts(type = "number")]
-    pub size: u64,
-    /// Bytes a second, smoothed.
-    #[ts(type = "number")]
-    pub speed: u64,
-    /// How long it will take at that speed.
-    #[ts(type = "number | null")]
-    pub seconds_left: Option<u64>,
-    /// Whether every byte is checked against hashes that do not come from the host.
-    pub verified: bool,
-    /// One sentence where something is the matter.
-    pub message: Option<String>,
-    /// All of it in one line.
-    pub line: String,
-}
-
-impl From<&DownloadStatus> for DownloadView {
-    fn from(status: &DownloadStatus) -> Self {
-        Self {
-            name: status.name.clone(),
-            stage: match status.state {
-                DownloadState::Preparing => DownloadStage::Preparing,
-                DownloadState::Queued => DownloadStage::Queued,
-                DownloadState::Downloading => DownloadStage::Downloading,
-                DownloadState::Waiting => DownloadStage::Waiting,
-                DownloadState::Paused => DownloadStage::Paused,
-                DownloadState::Verifying => DownloadStage::Verifying,
-                DownloadState::Done => DownloadStage::Done,
-                DownloadState::Failed => DownloadStage::Failed,
-            },
-            done: status.done.0,
-            size: status.total.0,
-            speed: status.speed.0,
-            seconds_left: status.left.map(|left| left.as_secs()),
-            verified: status.hashed,
-            message: status.message.clone(),
-            line: status.to_string(),
-        }
-    }
-}
-
 /// What the owner asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, TS)]
 #[serde(tag = "command", rename_all = "snake_case", deny_unknown_fields)]
@@ -300,7 +229,7 @@ pub enum OwnerEvent {
     /// What the node does.
     State(Box<OwnerState>),
     /// All downloads.
-    Downloads(Vec<DownloadView>),
+    Downloads(Box<DownloadsView>),
     /// What is earned: when the rate changes, or the chain was compared. In between, count on at `rate`.
     Earnings(Box<EarningsView>),
 }
@@ -340,6 +269,11 @@ pub fn typescript() -> String {
         PastDecision::decl(&config),
         DownloadStage::decl(&config),
         DownloadView::decl(&config),
+        StrandedView::decl(&config),
+        DiskView::decl(&config),
+        DownloadsView::decl(&config),
+        ModelView::decl(&config),
+        DownloadCommand::decl(&config),
         Until::decl(&config),
         OwnerCommand::decl(&config),
         Period::decl(&config),

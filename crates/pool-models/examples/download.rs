@@ -19,7 +19,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     };
     let mut mirror = Mirror::new(&address)?;
     if let Ok(token) = std::env::var("HF_TOKEN") {
-        mirror = mirror.with_token(AccessToken::new(token));
+        mirror = mirror.with_token(AccessToken::new(token)?);
     }
     let cache = Cache::open(folder)?;
     let downloads = Downloads::start(cache, DownloadOptions::default(), Arc::new(SystemSpace))?;
@@ -31,7 +31,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
 
     let mut list = downloads.watch();
     let ended = loop {
-        let now = list.borrow_and_update().iter().find(|status| status.id == id).cloned();
+        let now = list.borrow_and_update().downloads.iter().find(|status| status.id == id).cloned();
         if let Some(status) = now {
             println!("{status}");
             if status.has_ended() {

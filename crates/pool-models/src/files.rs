@@ -113,13 +113,7 @@ impl TensorSource for Files {
         let (Some(mapping), Some(file)) = (self.mappings.get(info.file), self.names.get(info.file)) else {
             return Err(TensorError::Missing(name));
         };
-        let (start, end) = (info.offset, info.offset.saturating_add(info.length));
-        let length = mapping.length().map_err(|source| TensorError::Read { file: file.clone(), source })?;
-        let range = (end <= length).then_some(start as usize..end as usize);
-        let Some(bytes) = range.and_then(|range| mapping.bytes().get(range)) else {
-            let tensor = info.file_name.clone();
-            return Err(TensorError::Truncated { file: file.clone(), tensor, start, end, length });
-        };
+        let bytes = mapping.tensor(info, info.offset, || file.clone())?;
         self.read.fetch_add(info.length, Ordering::Relaxed);
         Ok(Cow::Borrowed(bytes))
     }

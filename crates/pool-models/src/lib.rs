@@ -66,12 +66,13 @@ mod source;
 mod template;
 mod tokenizer;
 
-pub use cache::{Budget, Cache, CacheError, CachedModel, Lease, NoRoom, Space, SystemSpace, Verified};
+pub use cache::{Budget, Cache, CacheError, CachedModel, DiskUse, Lease, NoRoom, Space, SystemSpace, Verified};
 pub use config::{Activation, ConfigError, Family, ModelConfig, Rope, RopeLayout, RopeScaling, SUPPORTED};
 #[cfg(feature = "downloads")]
 pub use downloads::{
-    AccessToken, Download, DownloadError, DownloadId, DownloadOptions, DownloadState, DownloadStatus, Downloads,
-    HostError, Mirror, RemoteModel, Unusable,
+    AccessToken, DiskTotals, Download, DownloadError, DownloadId, DownloadOptions, DownloadState, DownloadStatus,
+    Downloads, DownloadsOverview, HostError, Mirror, ModelCheck, QueueHealth, RemoteModel, SetAside, StrandedDownload,
+    Unusable,
 };
 pub use gguf::{Gguf, GgufArray, GgufError, GgufTensor, GgufValue};
 pub use inspect::{Inspection, LayerInspection, TensorTypeShare};

@@ -128,12 +128,12 @@ impl Content {
 
     /// The content of bytes whose pieces' hashes are known.
     pub fn of_pieces(length: u64, piece_bytes: u32, pieces: Vec<B256>) -> Self {
-        let mut hash = Sha256::new();
-        hash.update(b"computepool content 1\n");
-        hash.update(length.to_le_bytes());
-        hash.update(u64::from(piece_bytes).to_le_bytes());
-        pieces.iter().for_each(|piece| hash.update(piece));
-        Self { key: finish(hash), length, pieces }
+        Self { key: key_of(length, piece_bytes, &pieces), length, pieces }
+    }
+
+    /// Whether its bytes can be checked against hashes; what is empty needs none.
+    pub(crate) fn is_hashed(&self) -> bool {
+        self.length == 0 || !self.pieces.is_empty()
     }
 
     /// Bytes whose hash nobody has told: named after where they come from, so that the same place under the same
@@ -170,6 +170,16 @@ impl Content {
     }
 }
 
+/// The key of a content whose pieces' hashes are known; see [`Content::key`].
+fn key_of(length: u64, piece_bytes: u32, pieces: &[B256]) -> B256 {
+    let mut hash = Sha256::new();
+    hash.update(b"computepool content 1\n");
+    hash.update(length.to_le_bytes());
+    hash.update(u64::from(piece_bytes).to_le_bytes());
+    pieces.iter().for_each(|piece| hash.update(piece));
+    finish(hash)
+}
+
 /// SHA-256.
 pub(crate) fn hash_of(bytes: &[u8]) -> B256 {
     let mut hash = Sha256::new();
@@ -202,6 +212,9 @@ impl Manifest {
     pub const MAX_BYTES: usize = 64 << 20;
     /// Bytes of a piece, unless chosen otherwise.
     pub const PIECE_BYTES: u32 = 8 << 20;
+    /// The most pieces of all contents together: what is kept of each piece must fit into memory. At 8 MiB a piece these
+    /// are 32 TiB.
+    pub const MOST_PIECES: u64 = 1 << 22;
 
     /// Reads the canonical form and checks every rule. Never panics, whatever the bytes.
     pub fn parse(bytes: &[u8]) -> Result<Self, ManifestError> {

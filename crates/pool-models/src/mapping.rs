@@ -6,6 +6,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use crate::source::{TensorError, TensorInfo};
+
 /// A file mapped read-only, with what it takes to notice that it shrank.
 #[derive(Debug)]
 pub(crate) struct Mapping {
@@ -37,6 +39,21 @@ impl Mapping {
     /// All bytes, as long as the file was when it was opened.
     pub(crate) fn bytes(&self) -> &[u8] {
         &self.map
+    }
+
+    /// The bytes of a tensor that begins at `start`; `file` says where, for messages.
+    pub(crate) fn tensor(
+        &self,
+        info: &TensorInfo,
+        start: u64,
+        file: impl Fn() -> String,
+    ) -> Result<&[u8], TensorError> {
+        let end = start.saturating_add(info.length);
+        let length = self.length().map_err(|source| TensorError::Read { file: file(), source })?;
+        let place = || Some(usize::try_from(start).ok()?..usize::try_from(end).ok()?);
+        let bytes = place().filter(|_| end <= length).and_then(|place| self.bytes().get(place));
+        let truncated = || TensorError::Truncated { file: file(), tensor: info.file_name.clone(), start, end, length };
+        bytes.ok_or_else(truncated)
     }
 
     /// The file's length now. A file that was deleted keeps its bytes for as long as it is mapped.

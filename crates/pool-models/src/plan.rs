@@ -87,7 +87,7 @@ pub struct PiecePlace {
 impl PiecePlace {
     /// One past its last byte in the file.
     pub fn end(&self) -> u64 {
-        self.start + u64::from(self.length)
+        self.start.saturating_add(u64::from(self.length))
     }
 }
 
@@ -128,7 +128,16 @@ pub struct Plan {
 impl Plan {
     /// Plans `wanted`; `has` says which pieces of which content are there already.
     pub fn new(manifest: &Manifest, wanted: Wanted, has: &dyn Fn(&Content, u32) -> bool) -> Self {
-        let items = manifest.items(wanted);
+        Self::of_items(manifest, wanted, manifest.items(wanted), has)
+    }
+
+    /// As [`Self::new`], where it is known what the part consists of.
+    pub(crate) fn of_items(
+        manifest: &Manifest,
+        wanted: Wanted,
+        items: Vec<Item>,
+        has: &dyn Fn(&Content, u32) -> bool,
+    ) -> Self {
         let mut pieces = Vec::new();
         for (number, item) in items.iter().enumerate() {
             for piece in 0..item.content.piece_count(manifest.piece_bytes) {
@@ -144,8 +153,8 @@ impl Plan {
         } else {
             Vec::new()
         };
-        let wanted = items.iter().map(|item| item.content.length).sum();
-        let missing = pieces.iter().map(|(_, piece)| u64::from(piece.length)).sum();
+        let wanted = items.iter().fold(0u64, |sum, item| sum.saturating_add(item.content.length));
+        let missing = pieces.iter().fold(0u64, |sum, (_, piece)| sum.saturating_add(u64::from(piece.length)));
         Self { items, runs: runs(pieces, missing, manifest.piece_bytes), whole_files, wanted, missing }
     }
 
@@ -161,7 +170,7 @@ impl Plan {
 
     /// Bytes that will travel: what is missing, and what lies between neighbours.
     pub fn fetched_bytes(&self) -> u64 {
-        self.runs.iter().map(|run| run.end() - run.start()).sum()
+        self.runs.iter().fold(0, |sum, run| sum.saturating_add(run.end().saturating_sub(run.start())))
     }
 }
 
@@ -190,16 +199,23 @@ fn runs(mut pieces: Vec<(usize, PiecePlace)>, missing: u64, piece_bytes: u32) ->
 impl Manifest {
     /// What a part of the model consists of, each content once, empty ones left out.
     pub fn items(&self, wanted: Wanted) -> Vec<Item> {
+        self.items_of_any(&[wanted])
+    }
+
+    /// What several parts consist of together.
+    pub(crate) fn items_of_any(&self, parts: &[Wanted]) -> Vec<Item> {
         let index = self.index().unwrap_or_default();
-        let chosen = |name: &TensorName| wanted.tensor(*name, &self.config);
+        let chosen = |name: &TensorName| parts.iter().any(|wanted| wanted.tensor(*name, &self.config));
+        let rest = parts.iter().any(|wanted| wanted.rest);
+        let with_words = parts.iter().any(|wanted| wanted.words);
         let mut names: HashSet<&str> =
             index.iter().filter(|(name, _)| chosen(name)).map(|(_, info)| info.file_name.as_str()).collect();
-        if wanted.rest {
+        if rest {
             let known: HashSet<&str> = index.values().map(|info| info.file_name.as_str()).collect();
             names.extend(self.tensors.iter().map(|tensor| tensor.name.as_str()).filter(|name| !known.contains(name)));
         }
         let headers =
-            self.files.iter().enumerate().filter(|_| wanted.rest || (wanted.words && self.format == ModelFormat::Gguf));
+            self.files.iter().enumerate().filter(|_| rest || (with_words && self.format == ModelFormat::Gguf));
         let headers = headers.map(|(file, weights)| Item {
             name: format!("the header of {}", weights.path),
             file,
@@ -213,7 +229,7 @@ impl Manifest {
             offset: tensor.offset,
             content: tensor.content.clone(),
         });
-        let words = self.words.iter().enumerate().filter(|_| wanted.words);
+        let words = self.words.iter().enumerate().filter(|_| with_words);
         let words = words.map(|(number, word)| Item {
             name: word.path.clone(),
             file: self.files.len() + number,

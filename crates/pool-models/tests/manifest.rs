@@ -59,13 +59,22 @@ fn a_manifest_is_one_text_with_one_hash_and_knows_the_models_id() {
 fn a_gguf_file_has_a_manifest_too_and_padding_is_no_tensor() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("m.gguf");
-    std::fs::write(&path, GgufFile::llama().build()).unwrap();
+    // Tensors of 256 bytes and more, each at a multiple of 4096: most of the file lies between them.
+    let mut file = GgufFile::llama();
+    file.align(4096);
+    file.tensors.iter_mut().zip(1..).for_each(|((.., data), number)| data.fill(number));
+    std::fs::write(&path, file.build()).unwrap();
     let manifest = Manifest::of(&path, &ManifestOptions::default()).unwrap();
     assert_eq!(Manifest::parse(&manifest.to_bytes()).unwrap(), manifest, "f32 epsilons survive their text");
     assert_eq!((manifest.name.as_str(), manifest.format), ("Tiny Llama", ModelFormat::Gguf));
     assert!(manifest.files[0].sha256.is_some(), "zeros between tensors can be put back");
-    let end = manifest.tensors.iter().map(|tensor| tensor.offset + tensor.content.length).max().unwrap();
-    assert!(manifest.files[0].header.length + manifest.tensor_bytes() <= end);
+    let lengths: Vec<u64> = file.tensors.iter().map(|(.., data)| data.len() as u64).collect();
+    assert_eq!(manifest.tensor_bytes(), lengths.iter().sum::<u64>(), "a tensor is its own bytes and no padding");
+    let padded: u64 = lengths.iter().map(|length| length.next_multiple_of(4096)).sum();
+    assert!(padded > manifest.tensor_bytes(), "there is padding to be left out");
+    let wanted = Wanted::everything(&manifest.config);
+    let plan = Plan::new(&manifest, wanted, &|_, _| false);
+    assert_eq!(plan.wanted_bytes(), manifest.files[0].header.length + manifest.tensor_bytes(), "nor is it wanted");
 }
 
 #[test]
@@ -132,6 +141,8 @@ fn a_manifest_that_breaks_a_rule_is_refused_with_one_sentence() {
     assert!(said.ends_with("does not have one hash for each of its pieces"), "hashed in part is not hashed: {said}");
     let said = refused(|m| m["tensors"][0]["content"]["key"] = json!(B256::ZERO));
     assert_eq!(said, "the hash of `lm_head.weight` does not follow from the hashes of its pieces");
+    let said = refused(|m| m["tensors"][0]["content"]["length"] = json!(u64::MAX));
+    assert!(said.starts_with("the manifest cuts its tensors into 4503599627370"), "{said}");
     let said = refused(|m| m["config"]["hidden_size"] = json!(0));
     assert!(said.starts_with("the manifest's configuration cannot be used: "), "{said}");
     let said = refused(|m| m["config"]["layers"] = json!(1));
@@ -143,6 +154,41 @@ fn a_manifest_that_breaks_a_rule_is_refused_with_one_sentence() {
     );
     let said = refused(|m| m["surprise"] = json!(1));
     assert!(said.starts_with("the manifest cannot be read: unknown field `surprise`"), "{said}");
+}
+
+#[test]
+fn a_manifest_without_hashes_cannot_ask_for_more_than_anybody_can_keep_account_of() {
+    let (_folder, mut manifest) = directory();
+    manifest.files[0].header.pieces.clear();
+    manifest.tensors.iter_mut().for_each(|tensor| tensor.content.pieces.clear());
+    manifest.words.iter_mut().for_each(|word| word.content.pieces.clear());
+    Manifest::parse(&manifest.to_bytes()).unwrap();
+
+    // A tensor of an unknown type may have any length, so that its pieces are all that bounds it.
+    let file =
+        WeightFile { path: "b".to_owned(), length: u64::MAX, sha256: None, etag: None, header: Content::of(&[], 4096) };
+    manifest.files.push(file);
+    let content = |length| Content { key: B256::repeat_byte(5), length, pieces: Vec::new() };
+    let (name, kind) = ("odd".to_owned(), "IQ9".to_owned());
+    manifest.tensors.push(ManifestTensor { name, kind, shape: vec![1], file: 1, offset: 0, content: content(4096) });
+    manifest.validate().unwrap();
+    for (length, allowed) in
+        [(4096 * (Manifest::MOST_PIECES / 2), true), (4096 * Manifest::MOST_PIECES, false), (u64::MAX, false)]
+    {
+        manifest.tensors.last_mut().unwrap().content = content(length);
+        match manifest.validate() {
+            Ok(()) => assert!(allowed, "{length} bytes in pieces of 4096"),
+            Err(error) => assert!(!allowed && matches!(error, ManifestError::ManyPieces(_)), "{length}: {error}"),
+        }
+    }
+
+    // Two places of one name would share their bytes.
+    let last = manifest.tensors.last_mut().unwrap();
+    last.content = content(4096);
+    let mut other = last.clone();
+    (other.name, other.offset) = ("odder".to_owned(), 4096);
+    manifest.tensors.push(other);
+    assert!(matches!(manifest.validate(), Err(ManifestError::Collision(_))));
 }
 
 /// The manifest of a published shape, with made-up hashes: tensors in the order in which files have them.

@@ -8,7 +8,7 @@ use std::{
 
 use alloy_primitives::Address;
 use pool_models::{
-    Download, DownloadError, DownloadId, DownloadState, DownloadStatus, Downloads, Manifest, ManifestError, Mirror,
+    Download, DownloadError, DownloadId, DownloadState, Downloads, DownloadsOverview, Manifest, ManifestError, Mirror,
     SignedManifest, Wanted,
 };
 use pool_types::{LayerRange, ModelId};
@@ -65,7 +65,7 @@ impl ModelFetch {
             }
         }
         let known = self.begun().get(&key).copied();
-        let known = known.filter(|id| self.downloads.watch().borrow().iter().any(|status| status.id == *id));
+        let known = known.filter(|id| self.downloads.watch().borrow().downloads.iter().any(|status| status.id == *id));
         let wanted = Wanted::shard(layers, &self.manifest.config);
         let id = match known {
             // One that failed tries all its hosts again.
@@ -99,7 +99,7 @@ impl ModelFetch {
 /// Layers on their way.
 pub(crate) struct Fetching {
     id: DownloadId,
-    list: watch::Receiver<Vec<DownloadStatus>>,
+    list: watch::Receiver<DownloadsOverview>,
     seen: bool,
 }
 
@@ -126,7 +126,7 @@ impl Fetching {
             return Fetched::Failed("the downloads have ended".to_owned());
         }
         let list = self.list.borrow_and_update();
-        let Some(status) = list.iter().find(|status| status.id == self.id) else {
+        let Some(status) = list.downloads.iter().find(|status| status.id == self.id) else {
             return Fetched::Failed("the download was cancelled".to_owned());
         };
         match status.state {

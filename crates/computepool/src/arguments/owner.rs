@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use alloy_primitives::B256;
 use clap::Args;
 
 #[derive(Clone, Debug, Args)]
@@ -77,4 +78,40 @@ pub(crate) struct OwnerDiagnosticsArguments {
     /// Where to write it; never over a file that is there
     #[arg(long, value_name = "FILE")]
     pub(crate) out: PathBuf,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct OwnerDownloadsArguments {
+    /// The state folder of `node --policy`
+    #[arg(long, value_name = "FOLDER")]
+    pub(crate) state: PathBuf,
+    #[command(flatten)]
+    pub(crate) change: DownloadChange,
+    /// As JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// What to change before the list is shown.
+#[derive(Clone, Debug, Args)]
+#[group(multiple = false)]
+pub(crate) struct DownloadChange {
+    /// Let this download wait until it is resumed
+    #[arg(long, value_name = "ID")]
+    pub(crate) pause: Option<u64>,
+    /// Let this download go on; one that failed tries again
+    #[arg(long, value_name = "ID")]
+    pub(crate) resume: Option<u64>,
+    /// Put this download before all others
+    #[arg(long, value_name = "ID")]
+    pub(crate) first: Option<u64>,
+    /// Take this download out of the list; what is here stays until the space is needed
+    #[arg(long, value_name = "ID")]
+    pub(crate) cancel: Option<u64>,
+    /// Read everything of this model again; what is broken is fetched again
+    #[arg(long, value_name = "MODEL")]
+    pub(crate) verify: Option<B256>,
+    /// Delete this model from the disk
+    #[arg(long, value_name = "MODEL")]
+    pub(crate) remove: Option<B256>,
 }

@@ -12,7 +12,7 @@ use pool_api::Diagnostics;
 use reqwest::Method;
 use serde_json::{Map, Value};
 
-use super::{interface, log_file, open, runs};
+use super::{NOTHING, interface, log_file, open, runs};
 use crate::{arguments::OwnerDiagnosticsArguments, serving};
 
 /// Writes the bundle of a node, whether it runs or not.
@@ -21,7 +21,7 @@ pub(crate) fn diagnostics(arguments: &OwnerDiagnosticsArguments) -> Result<ExitC
     let runs = runs(state)?;
     let bundle: Value = serving::runtime(1)?.block_on(async {
         if runs {
-            return interface(state, Method::GET, "diagnostics", None).await;
+            return interface(state, Method::GET, "diagnostics", NOTHING).await;
         }
         let store = open(state).await?;
         let home = env::home_dir();

@@ -7,7 +7,7 @@ use pool_api::{EarningsView, Period, ShiftStatus, ShiftView};
 use reqwest::Method;
 use serde_json::json;
 
-use super::{interface, runs};
+use super::{NOTHING, interface, runs};
 use crate::{arguments::OwnerEarningsArguments, serving, table::Table, when::utc};
 
 /// Prints what a running node has earned.
@@ -16,9 +16,9 @@ pub(crate) fn earnings(arguments: &OwnerEarningsArguments) -> Result<ExitCode> {
         bail!("no node runs with {}: start it, so that it can follow the chain", arguments.state.display());
     }
     serving::runtime(1)?.block_on(async {
-        let earnings: EarningsView = interface(&arguments.state, Method::GET, "earnings", None).await?;
+        let earnings: EarningsView = interface(&arguments.state, Method::GET, "earnings", NOTHING).await?;
         let what = format!("shifts?last={}", arguments.last);
-        let shifts: Vec<ShiftView> = interface(&arguments.state, Method::GET, &what, None).await?;
+        let shifts: Vec<ShiftView> = interface(&arguments.state, Method::GET, &what, NOTHING).await?;
         if arguments.json {
             println!("{}", json!({ "earnings": earnings, "shifts": shifts }));
         } else {

@@ -13,7 +13,14 @@ use pool_types::ByteSize;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use super::{Cache, CacheError, USE, Use, failed, read_note, unique};
+use super::{
+    Cache, CacheError, OBJECTS, PARTIAL, UNHASHED,
+    contents::Paths,
+    error::failed,
+    files::{list, metadata, named, remove_if_there},
+    models::unique,
+};
+use crate::manifest::Content;
 
 /// How much space models may take.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -84,9 +91,28 @@ pub enum NoRoom {
         /// Bytes that must stay free.
         keep_free: ByteSize,
     },
+    /// Something would have to go, but what may go cannot be told, or it cannot be deleted.
+    #[error(
+        "{needed} more are needed and nothing can be evicted: {source}; once that is mended, the download goes on by itself"
+    )]
+    Stuck {
+        /// Bytes still missing.
+        needed: ByteSize,
+        /// What is in the way.
+        source: CacheError,
+    },
     /// The cache itself failed.
     #[error(transparent)]
     Cache(#[from] CacheError),
+}
+
+/// How much of the disk models take.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DiskUse {
+    /// Bytes that all contents in the cache take.
+    pub used: ByteSize,
+    /// Bytes free on the disk; `None` where the system does not say.
+    pub free: Option<ByteSize>,
 }
 
 /// A file in the cache that may go.
@@ -95,10 +121,23 @@ struct Candidate {
     class: Class,
     /// When a model that names it was last used.
     used: SystemTime,
-    key: B256,
+    name: Name,
     paths: Vec<PathBuf>,
     bytes: u64,
     partial: bool,
+}
+
+/// What a content is known by: its key, and its model where no other may share it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+struct Name {
+    model: Option<B256>,
+    key: B256,
+}
+
+impl Name {
+    fn of(model: B256, content: &Content) -> Self {
+        Self { model: (!content.is_hashed()).then_some(model), key: content.key }
+    }
 }
 
 /// The order of eviction; see [`Cache::make_room`].
@@ -123,46 +162,72 @@ impl Cache {
     /// that would not be enough. Returns the bytes evicted.
     pub fn make_room(&self, needed: u64, budget: Budget, space: &dyn Space) -> Result<u64, NoRoom> {
         let _guard = self.guard(true)?;
-        let candidates = self.candidates()?;
-        let evictable: u64 = candidates.iter().map(|candidate| candidate.bytes).sum();
-        let used = self.used_bytes()?;
-        let free = match space.free(&self.root) {
-            Err(error) if error.kind() == io::ErrorKind::Unsupported => u64::MAX,
-            free => free.map_err(failed("measure the free space of", &self.root))?,
-        };
+        let files = self.files()?;
+        let used = total(&files);
+        let free = self.free(space)?.unwrap_or(u64::MAX);
         // How much must go so that both bounds hold.
         let over_budget = budget.most.map_or(0, |most| used.saturating_add(needed).saturating_sub(most.0));
         let over_disk = needed.saturating_add(budget.keep_free.0).saturating_sub(free);
-        if let Some(most) = budget.most.filter(|_| over_budget > evictable) {
-            let used = ByteSize(used.saturating_sub(evictable));
-            return Err(NoRoom::Budget { needed: ByteSize(needed), used, most });
-        }
-        if over_disk > evictable {
-            let free = ByteSize(free.saturating_add(evictable));
-            return Err(NoRoom::Disk { needed: ByteSize(needed), free, keep_free: budget.keep_free });
-        }
         let must_go = over_budget.max(over_disk);
-        let mut gone = 0;
+        if must_go == 0 {
+            return Ok(0);
+        }
+        let needed = ByteSize(needed);
+        let candidates = self.candidates(files).map_err(|source| NoRoom::Stuck { needed, source })?;
+        // Why it is not enough if so much goes.
+        let refusal = |gone: u64| match budget.most {
+            Some(most) if over_budget > gone => {
+                Some(NoRoom::Budget { needed, used: ByteSize(used.saturating_sub(gone)), most })
+            }
+            _ if over_disk > gone => {
+                let free = ByteSize(free.saturating_add(gone));
+                Some(NoRoom::Disk { needed, free, keep_free: budget.keep_free })
+            }
+            _ => None,
+        };
+        if let Some(refusal) = refusal(total(&candidates)) {
+            return Err(refusal);
+        }
+        let (mut gone, mut in_the_way) = (0u64, None);
         for candidate in candidates {
             if gone >= must_go {
                 break;
             }
-            if candidate.delete()? {
-                gone += candidate.bytes;
+            match candidate.delete() {
+                Ok(true) => gone = gone.saturating_add(candidate.bytes),
+                Ok(false) => {}
+                Err(error) => in_the_way = Some(error),
             }
         }
-        Ok(gone)
+        match (refusal(gone), in_the_way) {
+            (None, _) => Ok(gone),
+            (Some(_), Some(source)) => Err(NoRoom::Stuck { needed, source }),
+            (Some(refusal), None) => Err(refusal),
+        }
     }
 
     /// Bytes that all contents take on the disk.
     pub fn used_bytes(&self) -> Result<u64, CacheError> {
-        Ok(self.files()?.iter().map(|file| file.bytes).sum())
+        Ok(total(&self.files()?))
     }
 
-    /// Deletes what no model names. The caller holds the cache exclusively.
+    /// What models take of the disk, and what is left of it.
+    pub fn disk_use(&self, space: &dyn Space) -> Result<DiskUse, CacheError> {
+        Ok(DiskUse { used: ByteSize(self.used_bytes()?), free: self.free(space)?.map(ByteSize) })
+    }
+
+    fn free(&self, space: &dyn Space) -> Result<Option<u64>, CacheError> {
+        match space.free(&self.root) {
+            Err(error) if error.kind() == io::ErrorKind::Unsupported => Ok(None),
+            free => free.map(Some).map_err(failed("measure the free space of", &self.root)),
+        }
+    }
+
+    /// Deletes what no model names; nothing where that cannot be told. The caller holds the cache exclusively.
     pub(super) fn delete_unnamed(&self) -> Result<u64, CacheError> {
         let mut gone = 0;
-        for candidate in self.candidates()?.iter().filter(|candidate| candidate.class == Class::Unnamed) {
+        let candidates = self.candidates(self.files()?).unwrap_or_default();
+        for candidate in candidates.iter().filter(|candidate| candidate.class == Class::Unnamed) {
             if candidate.delete()? {
                 gone += candidate.bytes;
             }
@@ -170,76 +235,93 @@ impl Cache {
         Ok(gone)
     }
 
-    fn candidates(&self) -> Result<Vec<Candidate>, CacheError> {
-        let mut kept: HashSet<B256> = HashSet::new();
-        let mut named: HashMap<B256, (Class, SystemTime)> = HashMap::new();
+    /// Which of the files may go, in the order in which they go. An error where a model of which something must stay
+    /// cannot be read: any file could be its.
+    fn candidates(&self, mut files: Vec<Candidate>) -> Result<Vec<Candidate>, CacheError> {
+        let mut kept: HashSet<Name> = HashSet::new();
+        let mut named: HashMap<Name, (Class, SystemTime)> = HashMap::new();
         for hash in self.hashes()? {
+            let (wishes, _) = self.read_use(hash)?;
+            let leased = self.is_leased(hash)?;
             let manifest = match self.manifest(hash) {
                 Ok(manifest) => manifest,
+                Err(error) if wishes.keeps() || leased => return Err(error),
                 // Without its manifest a model names nothing and cannot be used.
                 Err(CacheError::Manifest { .. }) => continue,
                 Err(CacheError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => continue,
                 Err(error) => return Err(error),
             };
-            let Use { pinned, assigned } = read_note(&self.model_path(hash).join(USE)).unwrap_or_default();
-            let whole = pinned || self.is_leased(hash);
-            kept.extend(unique(&manifest).into_iter().filter(|_| whole).map(|content| content.key));
-            for part in &assigned {
-                kept.extend(manifest.items(*part).into_iter().map(|item| item.content.key));
+            let contents = unique(&manifest);
+            if wishes.pinned || leased {
+                kept.extend(contents.iter().map(|content| Name::of(hash, content)));
+            } else if !wishes.assigned.is_empty() {
+                let parts = manifest.items_of_any(&wishes.assigned);
+                kept.extend(parts.iter().map(|item| Name::of(hash, &item.content)));
             }
-            let class = if assigned.is_empty() { Class::OfUnassignedModels } else { Class::OutsideAssignedParts };
+            let class =
+                if wishes.assigned.is_empty() { Class::OfUnassignedModels } else { Class::OutsideAssignedParts };
             let used = self.used(hash);
-            for content in unique(&manifest) {
-                let turn = named.entry(content.key).or_insert((class, used));
+            for content in contents {
+                let turn = named.entry(Name::of(hash, content)).or_insert((class, used));
                 *turn = (turn.0.max(class), turn.1.max(used));
             }
         }
-        let mut candidates = self.files()?;
-        candidates.retain(|file| !kept.contains(&file.key));
-        for candidate in &mut candidates {
-            if let Some((class, used)) = named.get(&candidate.key) {
-                candidate.class = if candidate.partial { Class::Unfinished } else { *class };
-                candidate.used = *used;
+        files.retain(|file| !kept.contains(&file.name) && !file.is_being_written());
+        for file in &mut files {
+            if let Some((class, used)) = named.get(&file.name) {
+                file.class = if file.partial { Class::Unfinished } else { *class };
+                file.used = *used;
             }
         }
-        candidates.sort_by_key(|candidate| (candidate.class, candidate.used, candidate.key));
-        Ok(candidates)
+        files.sort_by_key(|file| (file.class, file.used, file.name));
+        Ok(files)
     }
 
     /// Every content in the cache, as if no model named it.
     fn files(&self) -> Result<Vec<Candidate>, CacheError> {
-        let list = |path: &Path| -> Result<Vec<fs::DirEntry>, CacheError> {
-            fs::read_dir(path).map_err(failed("list", path)).map(|entries| entries.flatten().collect())
-        };
-        let mut entries = list(&self.root.join("partial"))?;
-        for folder in list(&self.root.join("objects"))? {
-            if folder.file_type().is_ok_and(|kind| kind.is_dir()) {
-                entries.extend(list(&folder.path())?);
-            }
-        }
         let mut files = Vec::new();
-        for path in entries.into_iter().map(|entry| entry.path()) {
+        let mut add = |path: PathBuf, model: Option<B256>| -> Result<(), CacheError> {
             let partial = path.extension().is_some_and(|extension| extension == "part");
             if path.extension().is_some() && !partial {
-                continue; // A record goes with its content.
+                return Ok(()); // A record goes with its content.
             }
-            let key = path.file_stem().and_then(|stem| stem.to_str()).and_then(|stem| stem.parse().ok());
-            let (Some(key), Ok(metadata)) = (key, fs::metadata(&path)) else { continue };
-            let record = if partial { self.record_path(key) } else { path.with_extension("pieces") };
+            // What has gone since the folder was listed takes nothing.
+            let (Some(key), Some(metadata)) = (named(&path), metadata(&path)?) else { return Ok(()) };
+            let paths =
+                model.map_or_else(|| Paths::shared(&self.root, key), |model| Paths::own(&self.root, model, key));
             files.push(Candidate {
                 class: Class::Unnamed,
                 used: SystemTime::UNIX_EPOCH,
-                key,
+                name: Name { model, key },
                 bytes: on_disk(&metadata),
-                paths: vec![record, path],
+                paths: vec![paths.record, path],
                 partial,
             });
+            Ok(())
+        };
+        list(&self.root.join(PARTIAL))?.into_iter().try_for_each(|path| add(path, None))?;
+        for folder in list(&self.root.join(OBJECTS))?.into_iter().filter(|folder| folder.is_dir()) {
+            list(&folder)?.into_iter().try_for_each(|path| add(path, None))?;
+        }
+        for folder in list(&self.root.join(UNHASHED))?.into_iter().filter(|folder| folder.is_dir()) {
+            let Some(model) = named(&folder) else { continue };
+            list(&folder)?.into_iter().try_for_each(|path| add(path, Some(model)))?;
         }
         Ok(files)
     }
 }
 
+fn total(files: &[Candidate]) -> u64 {
+    files.iter().fold(0, |sum, file| sum.saturating_add(file.bytes))
+}
+
 impl Candidate {
+    /// Whether somebody is writing it, or that cannot be told.
+    fn is_being_written(&self) -> bool {
+        self.partial
+            && self.paths.last().is_some_and(|path| File::open(path).is_ok_and(|file| file.try_lock().is_err()))
+    }
+
     /// Deletes it, unless somebody is writing it.
     fn delete(&self) -> Result<bool, CacheError> {
         let lock = self.paths.last().filter(|_| self.partial).map(File::open);
@@ -247,11 +329,10 @@ impl Candidate {
         if lock.as_ref().is_some_and(|file| file.try_lock().is_err()) {
             return Ok(false);
         }
-        for path in &self.paths {
-            match fs::remove_file(path) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed("remove", path)(error)),
-                _ => {}
-            }
+        self.paths.iter().try_for_each(|path| remove_if_there(path))?;
+        // The folder of a model whose contents are its own goes with the last of them.
+        if let (Some(_), Some(folder)) = (self.name.model, self.paths.last().and_then(|path| path.parent())) {
+            let _ = fs::remove_dir(folder);
         }
         Ok(true)
     }

@@ -10,9 +10,9 @@ use std::{
     },
 };
 
-use super::{Cache, Lease};
+use super::{Contents, Lease};
 use crate::{
-    manifest::Manifest,
+    manifest::{Content, Manifest},
     mapping::Mapping,
     open::OpenError,
     source::{TensorError, TensorInfo, TensorName, TensorSource},
@@ -34,13 +34,19 @@ struct Slot {
 }
 
 impl CachedTensors {
-    pub(crate) fn new(cache: &Cache, manifest: &Manifest, lease: Lease) -> Result<Self, OpenError> {
-        let keys: HashMap<&str, _> = manifest.tensors.iter().map(|t| (t.name.as_str(), t.content.key)).collect();
+    /// The tensors of a manifest's index.
+    pub(crate) fn new(
+        contents: &Contents,
+        manifest: &Manifest,
+        index: BTreeMap<TensorName, TensorInfo>,
+        lease: Lease,
+    ) -> Result<Self, OpenError> {
+        let named: HashMap<&str, &Content> = manifest.tensors.iter().map(|t| (t.name.as_str(), &t.content)).collect();
         let mut tensors = BTreeMap::new();
-        for (name, info) in manifest.index()? {
-            let key = keys.get(info.file_name.as_str());
-            let Some(key) = key else { return Err(OpenError::MissingTensor(info.file_name)) };
-            let object = cache.object_path(*key);
+        for (name, info) in index {
+            let content = named.get(info.file_name.as_str());
+            let Some(content) = content else { return Err(OpenError::MissingTensor(info.file_name)) };
+            let object = contents.path(content);
             tensors.insert(name, Slot { info, object, mapping: OnceLock::new() });
         }
         let files = manifest.files.iter().map(|file| file.path.clone()).collect();
@@ -68,15 +74,8 @@ impl TensorSource for CachedTensors {
 
     fn bytes(&self, name: TensorName) -> Result<Cow<'_, [u8]>, TensorError> {
         let slot = self.tensors.get(&name).ok_or(TensorError::Missing(name))?;
-        let mapping = slot.mapping()?;
-        let file = || slot.object.display().to_string();
-        let length = mapping.length().map_err(|source| TensorError::Read { file: file(), source })?;
-        let (bytes, end) = (mapping.bytes(), slot.info.length);
-        if length != end || bytes.len() as u64 != end {
-            let tensor = slot.info.file_name.clone();
-            return Err(TensorError::Truncated { file: file(), tensor, start: 0, end, length });
-        }
-        self.read.fetch_add(end, Ordering::Relaxed);
+        let bytes = slot.mapping()?.tensor(&slot.info, 0, || slot.object.display().to_string())?;
+        self.read.fetch_add(slot.info.length, Ordering::Relaxed);
         Ok(Cow::Borrowed(bytes))
     }
 

@@ -218,6 +218,11 @@ pub enum DownloadError {
     /// An address that is not a host's.
     #[error("`{0}` is not the address of a host; write it like https://huggingface.co/owner/model/resolve/main")]
     Address(String),
+    /// A text that is no token.
+    #[error(
+        "the access token is not one: it is a single word of letters, digits and signs; copy it again from the host"
+    )]
+    Token,
     /// Nobody to ask.
     #[error("no host is named that has the model; name at least one")]
     NoMirror,
@@ -227,6 +232,9 @@ pub enum DownloadError {
     /// No download of that number.
     #[error("there is no such download; it has been removed from the list")]
     Unknown,
+    /// It has ended, so there is nothing to pause.
+    #[error("the download has ended already; there is nothing to pause")]
+    Ended,
     /// The manifest is not the pool's owner's.
     #[error(transparent)]
     Manifest(#[from] ManifestError),

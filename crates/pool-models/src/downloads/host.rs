@@ -10,7 +10,7 @@ use reqwest::{
         LAST_MODIFIED, LOCATION, RANGE, RETRY_AFTER,
     },
 };
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use super::error::{DownloadError, HostError};
 
@@ -18,14 +18,22 @@ const MOST_REDIRECTS: usize = 5;
 /// A host that asks for a longer pause is asked again after this one.
 const LONGEST_PAUSE: Duration = Duration::from_secs(15 * 60);
 
+const LONGEST_TOKEN: usize = 4096;
+/// An answer that brings less than this in the time a stalled one is given counts as stalled.
+const TRICKLE_BYTES: u64 = 16 << 10;
+
 /// A secret that a host knows us by. Never printed, never sent to another host.
 #[derive(Clone, PartialEq, Eq)]
 pub struct AccessToken(String);
 
 impl AccessToken {
-    /// Takes the token as the host gave it.
-    pub fn new(token: impl Into<String>) -> Self {
-        Self(token.into().trim().to_owned())
+    /// Takes the token as the host gave it: one word of visible ASCII characters.
+    pub fn new(token: impl AsRef<str>) -> Result<Self, DownloadError> {
+        let token = token.as_ref().trim();
+        if token.is_empty() || token.len() > LONGEST_TOKEN || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
+            return Err(DownloadError::Token);
+        }
+        Ok(Self(token.to_owned()))
     }
 }
 
@@ -126,6 +134,9 @@ pub(crate) struct Reply {
     host: String,
     path: String,
     stall: Duration,
+    /// How long it has been waited for since it last brought [`TRICKLE_BYTES`], and what has come since.
+    waited: Duration,
+    trickled: u64,
     /// The bytes that come: what was asked for or a beginning of it; or the whole file, from a host that ignores ranges.
     pub(crate) range: Range<u64>,
     /// The host says that it sends a part, as it was asked to.
@@ -263,7 +274,8 @@ impl Http {
             return Err(HostError::Length { host, path, expected, found });
         }
         let partial = status == StatusCode::PARTIAL_CONTENT;
-        Ok(Reply { response, host, path, stall: self.stall, range, partial, length, etag, sha256 })
+        let (stall, waited, trickled) = (self.stall, Duration::ZERO, 0);
+        Ok(Reply { response, host, path, stall, waited, trickled, range, partial, length, etag, sha256 })
     }
 }
 
@@ -273,14 +285,23 @@ impl Reply {
         &self.host
     }
 
-    /// The next bytes, or `None` at the end.
+    /// The next bytes, or `None` at the end. Only the time in here is the host's: what is done with the bytes in between
+    /// is not.
     pub(crate) async fn chunk(&mut self) -> Result<Option<Vec<u8>>, HostError> {
-        let (host, path) = (self.host.clone(), self.path.clone());
-        match timeout(self.stall, self.response.chunk()).await {
-            Err(_) => Err(HostError::Stalled { host, after: self.stall }),
-            Ok(Err(_)) => Err(HostError::Cut { host, path }),
-            Ok(Ok(chunk)) => Ok(chunk.map(Into::into)),
+        let began = Instant::now();
+        let chunk = match timeout(self.stall, self.response.chunk()).await {
+            Err(_) => return Err(self.stalled()),
+            Ok(Err(_)) => return Err(self.cut()),
+            Ok(Ok(chunk)) => chunk,
+        };
+        self.waited += began.elapsed();
+        self.trickled += chunk.as_ref().map_or(0, |chunk| chunk.len() as u64);
+        if self.trickled >= TRICKLE_BYTES {
+            (self.waited, self.trickled) = (Duration::ZERO, 0);
+        } else if self.waited > self.stall && chunk.is_some() {
+            return Err(self.stalled());
         }
+        Ok(chunk.map(Into::into))
     }
 
     /// The error of an answer that ended early.
@@ -294,14 +315,8 @@ impl Reply {
         HostError::Range { host: self.host.clone(), path: self.path.clone(), said }
     }
 
-    /// The error of an answer that trickles.
-    pub(crate) fn stalled(&self) -> HostError {
+    fn stalled(&self) -> HostError {
         HostError::Stalled { host: self.host.clone(), after: self.stall }
-    }
-
-    /// How long an answer may trickle.
-    pub(crate) fn patience(&self) -> Duration {
-        self.stall
     }
 
     /// Everything, where it is not more than `most`.
@@ -391,7 +406,9 @@ mod tests {
 
     #[test]
     fn a_token_goes_to_its_own_host_over_a_secure_connection_and_nowhere_else() {
-        let with = |address: &str| Mirror::new(address).expect("a host").with_token(AccessToken::new("hf_secret"));
+        let with = |address: &str| {
+            Mirror::new(address).expect("a host").with_token(AccessToken::new("hf_secret").expect("a token"))
+        };
         let sent = |mirror: &Mirror, to: &str| mirror.authorization(&Url::parse(to).expect("an address")).is_some();
         let mirror = with("https://a.example/models");
         assert!(sent(&mirror, "https://a.example/elsewhere"));
@@ -403,6 +420,15 @@ mod tests {
         assert!(!sent(&with("http://a.example/"), "http://a.example/x"), "anybody on the way could read it");
         assert!(sent(&with("http://127.0.0.1:9/"), "http://127.0.0.1:9/x"), "nobody is on the way");
         assert!(!format!("{mirror:?}").contains("hf_secret"), "a log would keep it");
+    }
+
+    #[test]
+    fn a_token_is_one_word_that_a_header_can_carry() {
+        assert!(AccessToken::new(" hf_secret\n").is_ok(), "as it is copied from a page");
+        for bad in ["", "  ", "two words", "a\nb", "hf_\u{e9}", "\u{7f}", &"x".repeat(5000)] {
+            let error = AccessToken::new(bad).expect_err("it is none");
+            assert!(bad.trim().is_empty() || !error.to_string().contains(bad), "a token is never shown: {error}");
+        }
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! One download of the list: where it stands, and which host is asked next.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
@@ -14,13 +14,14 @@ use tokio::{
 };
 
 use super::{
-    Download, DownloadError, DownloadId, DownloadOptions, DownloadState, DownloadStatus,
+    Download, DownloadId, DownloadOptions, DownloadState, DownloadStatus,
     error::{HostError, Verdict},
+    leash::{Ended, Held, Leash},
     progress::Meter,
     work::{Link, SharedRun, Work, lock},
 };
 use crate::{
-    cache::{Cache, Claim, Lease},
+    cache::{Cache, CacheError, Claim, Lease},
     manifest::{Content, Manifest},
     plan::{PiecePlace, Plan, Run, Wanted},
 };
@@ -33,6 +34,8 @@ const MOST_STRIKES: u8 = 2;
 pub(super) enum Phase {
     /// Nothing has been looked at, or must be looked at again.
     New,
+    /// Something outside was in the way: it is looked at again at that time.
+    Later(Instant),
     /// Looking at what is there.
     Preparing,
     /// Asking for room, now or at that time.
@@ -44,11 +47,58 @@ pub(super) enum Phase {
     Failed,
 }
 
-/// What a task of a download does.
+/// A task of a download.
 pub(super) struct Doing {
     pub(super) abort: AbortHandle,
-    /// For a connection: which host, and its run.
-    pub(super) fetching: Option<(usize, SharedRun)>,
+    pub(super) what: What,
+}
+
+/// What a task of a download does.
+pub(super) enum What {
+    Preparing,
+    AskingForRoom,
+    Checking,
+    /// A connection: which host, and its run.
+    Fetching(usize, SharedRun),
+}
+
+impl What {
+    fn fetching(&self) -> Option<(usize, &SharedRun)> {
+        match self {
+            Self::Fetching(host, run) => Some((*host, run)),
+            _ => None,
+        }
+    }
+}
+
+/// What is known of a part before anything is done about it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Facts {
+    /// The manifest's hash.
+    pub(super) hash: B256,
+    /// Whether every byte can be checked against it.
+    pub(super) hashed: bool,
+    /// Bytes wanted.
+    pub(super) total: u64,
+    /// Bytes of them that are here, as far as that can be told without reading them.
+    pub(super) done: u64,
+    /// All of it is here.
+    pub(super) whole: bool,
+}
+
+impl Facts {
+    /// Blocks on the disk.
+    pub(super) fn of(cache: &Cache, manifest: &Manifest, hash: B256, wanted: Wanted) -> Result<Self, CacheError> {
+        let contents = cache.contents(hash, manifest.piece_bytes);
+        let mut facts = Self { hash, hashed: manifest.is_hashed(), total: 0, done: 0, whole: true };
+        for item in manifest.items(wanted) {
+            let length = item.content.length;
+            facts.total = facts.total.saturating_add(length);
+            facts.done = facts.done.saturating_add(contents.bytes_here(&item.content)?.min(length));
+            facts.whole &= contents.has(&item.content)?;
+        }
+        Ok(facts)
+    }
 }
 
 pub(super) struct Host {
@@ -66,9 +116,11 @@ pub(super) struct Host {
 pub(super) struct Job {
     pub(super) id: DownloadId,
     pub(super) download: Download,
-    pub(super) hash: B256,
+    pub(super) facts: Facts,
     pub(super) phase: Phase,
     pub(super) paused: bool,
+    /// Its model is being removed.
+    pub(super) held: bool,
     pub(super) message: Option<String>,
     pub(super) work: Option<Arc<Work>>,
     pub(super) hosts: Vec<Host>,
@@ -77,9 +129,9 @@ pub(super) struct Job {
     pub(super) deferred: Vec<(Instant, Run)>,
     pub(super) lease: Option<Lease>,
     pub(super) meter: Meter,
-    total: u64,
-    /// What was there when it was stopped.
-    done: u64,
+    leash: Leash,
+    /// What it did before it was stopped, which may go on for a piece.
+    before: Ended,
 }
 
 /// Who may be asked for a run.
@@ -93,12 +145,13 @@ pub(super) enum Choice {
 }
 
 impl Job {
-    pub(super) fn new(id: DownloadId, download: Download, hash: B256) -> Self {
+    pub(super) fn new(id: DownloadId, download: Download, facts: Facts) -> Self {
         let mut job = Self {
             id,
-            hash,
+            facts,
             phase: Phase::New,
             paused: false,
+            held: false,
             message: None,
             work: None,
             hosts: Vec::new(),
@@ -106,17 +159,27 @@ impl Job {
             deferred: Vec::new(),
             lease: None,
             meter: Meter::default(),
-            total: 0,
-            done: 0,
+            leash: Leash::new(),
+            before: Ended::default(),
             download,
         };
         job.reset_hosts();
         job
     }
 
+    /// Whether it is this part of that model.
+    pub(super) fn is_of(&self, hash: B256, wanted: Wanted) -> bool {
+        self.facts.hash == hash && self.download.wanted == wanted
+    }
+
+    /// Whether it will do nothing until somebody tells it to.
+    pub(super) fn has_ended(&self) -> bool {
+        matches!(self.phase, Phase::Done | Phase::Failed)
+    }
+
     /// Whether time alone changes something for it.
     pub(super) fn goes_on_by_itself(&self) -> bool {
-        !self.paused && !matches!(self.phase, Phase::Done | Phase::Failed)
+        !self.paused && !self.held && !self.has_ended()
     }
 
     /// Gives every host another chance.
@@ -133,16 +196,36 @@ impl Job {
     }
 
     /// Stops whatever it is doing. What is on the disk is looked at again before it goes on.
-    pub(super) fn halt(&mut self) {
+    pub(super) fn halt(&mut self) -> Ended {
+        self.facts.done = self.done();
         self.tasks.drain().for_each(|(_, doing)| doing.abort.abort());
         self.hosts.iter_mut().for_each(|host| host.in_flight = 0);
         self.deferred.clear();
-        self.done = self.done();
         (self.work, self.lease) = (None, None);
+        self.before = std::mem::replace(&mut self.leash, Leash::new()).end(&self.before);
         self.meter.rest(0);
-        if !matches!(self.phase, Phase::Done | Phase::Failed) {
+        if !self.has_ended() {
             self.phase = Phase::New;
         }
+        self.before.clone()
+    }
+
+    /// Begins anew, with every host.
+    pub(super) fn retry(&mut self) {
+        self.halt();
+        self.reset_hosts();
+        (self.phase, self.message) = (Phase::New, None);
+    }
+
+    /// For new work, which must end with all other work; and the work before it, which must have ended.
+    pub(super) fn hold(&self) -> (Held, Ended) {
+        (self.leash.hold(), self.before.clone())
+    }
+
+    /// Waits for whatever was in the way, and says what it is.
+    pub(super) fn wait(&mut self, until: Instant, message: String) {
+        self.halt();
+        (self.phase, self.message) = (Phase::Later(until), Some(message));
     }
 
     pub(super) fn fail(&mut self, message: String) {
@@ -153,7 +236,8 @@ impl Job {
 
     /// Takes what `prepare` found, and asks for room next.
     pub(super) fn prepared(&mut self, work: Work, lease: Lease) {
-        self.total = work.plan.wanted_bytes();
+        self.facts.total = work.plan.wanted_bytes();
+        self.message = None;
         (self.work, self.lease) = (Some(Arc::new(work)), Some(lease));
         self.meter.rest(0);
         self.phase = Phase::Room(None);
@@ -168,28 +252,51 @@ impl Job {
     /// Bytes that are there.
     fn done(&self) -> u64 {
         match (self.phase, &self.work) {
-            (Phase::Done, _) => self.total,
-            (_, Some(_)) => self.total.saturating_sub(self.remaining()),
-            (_, None) => self.done,
+            (Phase::Done, _) => self.facts.total,
+            (_, Some(_)) => self.facts.total.saturating_sub(self.remaining()),
+            (_, None) => self.facts.done,
         }
     }
 
-    /// The first run that a host can be asked for now, taken out of the queue; or the verdict on all of them.
-    pub(super) fn next_run(&mut self, now: Instant) -> Result<(usize, Run), Choice> {
-        let Some(work) = self.work.clone() else { return Err(Choice::Later) };
-        let mut queue = lock(&work.queue);
-        for number in 0..queue.len() {
-            let Some(run) = queue.get(number) else { break };
+    /// Connections of it under way.
+    pub(super) fn in_flight(&self) -> usize {
+        self.tasks.values().filter(|doing| doing.what.fetching().is_some()).count()
+    }
+
+    /// Bytes that it may write without asking again for room.
+    pub(super) fn promised(&self) -> u64 {
+        let granted = matches!(self.phase, Phase::Fetching | Phase::Checking) || self.in_flight() > 0;
+        if granted { self.remaining() } else { 0 }
+    }
+
+    pub(super) fn is_asking_for_room(&self) -> bool {
+        self.tasks.values().any(|doing| matches!(doing.what, What::AskingForRoom))
+    }
+
+    /// The first run that a host can be asked for now, by its number in the queue, and the host; or the verdict on all
+    /// of them.
+    fn next(&self, queue: &VecDeque<Run>, now: Instant) -> Result<(usize, usize), Choice> {
+        for (number, run) in queue.iter().enumerate() {
             match self.choose(run, now) {
-                Choice::Ask(host) => match queue.remove(number) {
-                    Some(run) => return Ok((host, run)),
-                    None => break,
-                },
+                Choice::Ask(host) => return Ok((host, number)),
                 Choice::Nobody => return Err(Choice::Nobody),
                 Choice::Later => {}
             }
         }
         Err(Choice::Later)
+    }
+
+    /// As [`Self::next`], with the run taken out of the queue.
+    pub(super) fn next_run(&mut self, now: Instant) -> Result<(usize, Run), Choice> {
+        let Some(work) = self.work.clone() else { return Err(Choice::Later) };
+        let mut queue = lock(&work.queue);
+        let (host, number) = self.next(&queue, now)?;
+        queue.remove(number).map(|run| (host, run)).ok_or(Choice::Later)
+    }
+
+    /// Whether it could use a further connection now.
+    pub(super) fn can_ask(&self, now: Instant) -> bool {
+        self.work.as_ref().is_some_and(|work| self.next(&lock(&work.queue), now).is_ok())
     }
 
     fn choose(&self, run: &Run, now: Instant) -> Choice {
@@ -222,8 +329,8 @@ impl Job {
     }
 
     fn is_asked(&self, host: usize, file: usize) -> bool {
-        let fetching = self.tasks.values().filter_map(|doing| doing.fetching.as_ref());
-        fetching.into_iter().any(|(number, run)| *number == host && lock(run).file == file)
+        let mut fetching = self.tasks.values().filter_map(|doing| doing.what.fetching());
+        fetching.any(|(number, run)| number == host && lock(run).file == file)
     }
 
     /// Notes that a connection to a host began.
@@ -233,7 +340,7 @@ impl Job {
         }
     }
 
-    /// Notes that a connection to a host ended, and how.
+    /// Notes that a connection to a host ended, and what the host did wrong.
     pub(super) fn ended(
         &mut self,
         number: usize,
@@ -244,8 +351,11 @@ impl Job {
     ) {
         let Some(host) = self.hosts.get_mut(number) else { return };
         host.in_flight = host.in_flight.saturating_sub(1);
-        let Some((error, piece)) = failure else {
+        // A host that brings pieces is no failing host, however its answers end.
+        if host.link.brought.swap(false, Ordering::Relaxed) {
             host.failures = 0;
+        }
+        let Some((error, piece)) = failure else {
             self.message = None;
             return;
         };
@@ -253,7 +363,8 @@ impl Job {
         match (error.verdict(), piece) {
             (Verdict::Later(after), _) => {
                 host.failures = host.failures.saturating_add(1);
-                host.until = Some(now + after.unwrap_or_else(|| pause(host.failures, options)));
+                // A host may ask for a longer pause than ours, never for a shorter one.
+                host.until = Some(now + pause(host.failures, options).max(after.unwrap_or_default()));
             }
             (Verdict::AnotherForThisPiece, Some(piece)) => {
                 *host.strikes.entry((piece.item, piece.piece)).or_default() += 1;
@@ -265,7 +376,7 @@ impl Job {
 
     /// What the list shows.
     pub(super) fn status(&self, all_paused: bool, path: std::path::PathBuf) -> DownloadStatus {
-        let fetching = self.tasks.values().any(|doing| doing.fetching.is_some());
+        let fetching = self.in_flight() > 0;
         let state = match self.phase {
             Phase::Done => DownloadState::Done,
             Phase::Failed => DownloadState::Failed,
@@ -275,7 +386,7 @@ impl Job {
             Phase::Fetching if fetching => DownloadState::Downloading,
             Phase::Room(_) if self.message.is_none() => DownloadState::Preparing,
             Phase::Fetching if self.message.is_none() && self.deferred.is_empty() => DownloadState::Queued,
-            Phase::Fetching | Phase::Room(_) => DownloadState::Waiting,
+            Phase::Fetching | Phase::Room(_) | Phase::Later(_) => DownloadState::Waiting,
         };
         let downloading = state == DownloadState::Downloading;
         let message = match state {
@@ -292,15 +403,16 @@ impl Job {
         DownloadStatus {
             id: self.id,
             name: self.download.manifest.name.clone(),
-            manifest: self.hash,
+            manifest: self.facts.hash,
+            wanted: self.download.wanted,
             path,
             state,
             priority: self.download.priority,
             done: ByteSize(self.done()),
-            total: ByteSize(self.total),
+            total: ByteSize(self.facts.total),
             speed: ByteSize(if downloading { self.meter.speed() } else { 0 }),
             left: self.meter.left(remaining).filter(|_| downloading),
-            hashed: self.download.manifest.is_hashed(),
+            hashed: self.facts.hashed,
             message,
         }
     }
@@ -318,22 +430,35 @@ fn pause(failures: u32, options: &DownloadOptions) -> Duration {
     options.pause.saturating_mul(1 << doublings).min(options.longest_pause)
 }
 
+/// What of a part is there, and what keeps it there. In this order it is let go of, where nobody takes it.
+pub(super) struct Prepared {
+    pub(super) plan: Plan,
+    pub(super) lease: Lease,
+    pub(super) held: Held,
+}
+
 /// Looks at what of a part is there, hashing again what is there in part, and plans the rest. Blocks on the disk.
 pub(super) fn prepare(
     cache: &Cache,
     manifest: &Manifest,
     hash: B256,
     wanted: Wanted,
-) -> Result<(Plan, Lease), DownloadError> {
+    held: Held,
+) -> Result<Prepared, CacheError> {
     let lease = cache.lease(hash)?;
+    let contents = cache.contents(hash, manifest.piece_bytes);
+    let items = manifest.items(wanted);
     let mut pieces: HashMap<B256, Vec<bool>> = HashMap::new();
-    for item in manifest.items(wanted) {
+    for item in &items {
+        held.stop_flag().check()?;
         let count = item.content.piece_count(manifest.piece_bytes);
-        let mut has = vec![cache.has(&item.content); count as usize];
-        if cache.is_begun(&item.content)
-            && let Claim::Open(partial) = cache.claim(&item.content, manifest.piece_bytes)?
+        let whole = contents.has(&item.content)?;
+        let mut has = vec![whole; count as usize];
+        if !whole
+            && contents.is_begun(&item.content)?
+            && let Claim::Open(partial) = contents.claim(&item.content)?
         {
-            partial.verify()?;
+            partial.verify(held.stop_flag())?;
             has = (0..count).map(|piece| partial.has(piece)).collect();
         }
         pieces.insert(item.content.key, has);
@@ -341,5 +466,5 @@ pub(super) fn prepare(
     let has = |content: &Content, piece: u32| {
         pieces.get(&content.key).and_then(|has| has.get(piece as usize)).copied().unwrap_or(false)
     };
-    Ok((Plan::new(manifest, wanted, &has), lease))
+    Ok(Prepared { plan: Plan::of_items(manifest, wanted, items, &has), lease, held })
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use pool_types::ByteSize;
 use serde_json::Value;
+use tokio::task::spawn_blocking;
 
 use super::{
     error::{DownloadError, HostError, Unusable},
@@ -24,6 +25,10 @@ const FIRST_BYTES: u64 = 256 << 10;
 const LARGEST_HEADER: u64 = 64 << 20;
 const LARGEST_CONFIG: u64 = 4 << 20;
 const LARGEST_INDEX: u64 = 32 << 20;
+
+/// So often is a header asked for again because more of it is needed: more than doubling from [`FIRST_BYTES`] to
+/// [`LARGEST_HEADER`] takes.
+const MOST_ROUNDS: u32 = 12;
 
 /// A model on a plain host.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,8 +51,18 @@ pub(super) async fn survey(http: &Http, mirror: &Mirror, model: &RemoteModel) ->
         RemoteModel::Folder { name } => surveyor.folder(name).await?,
         RemoteModel::Gguf { path } => surveyor.gguf(path).await?,
     };
-    manifest.validate().map_err(|error| surveyor.unusable(error.into()))?;
+    let (manifest, valid) = aside(move || {
+        let valid = manifest.validate();
+        (manifest, valid)
+    })
+    .await?;
+    valid.map_err(|error| surveyor.unusable(error.into()))?;
     Ok(manifest)
+}
+
+/// Does what takes long where it holds up nobody.
+async fn aside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, DownloadError> {
+    spawn_blocking(work).await.map_err(|_| DownloadError::Broken)
 }
 
 struct Surveyor<'a> {
@@ -80,7 +95,10 @@ impl Surveyor<'_> {
             return Err(HostError::Range { host: reply.host().to_owned(), path: path.to_owned(), said });
         };
         let (etag, sha256) = (reply.etag.clone(), reply.sha256);
-        let end = wanted.min(length).min(reply.range.end);
+        let end = wanted.min(length);
+        if reply.range.end < end {
+            return Err(reply.too_little());
+        }
         let mut bytes = Vec::new();
         // A host that ignores ranges is left as soon as it has sent enough.
         while (bytes.len() as u64) < end {
@@ -101,12 +119,16 @@ impl Surveyor<'_> {
             let (host, path) = (reply.host().to_owned(), path.to_owned());
             return Err(HostError::TooLarge { host, path, most: ByteSize(most) });
         }
+        // A part that is not known to be all of it is not taken for all of it.
+        if reply.partial && reply.length.is_none_or(|length| reply.range.end < length) {
+            return Err(reply.too_little());
+        }
         reply.all(most).await.map(Some)
     }
 
     async fn json(&self, path: &str, most: u64) -> Result<Option<Value>, DownloadError> {
         let Some(bytes) = self.small(path, most).await? else { return Ok(None) };
-        let parsed = serde_json::from_slice(&bytes);
+        let parsed = aside(move || serde_json::from_slice(&bytes)).await?;
         parsed.map(Some).map_err(|source| self.unusable(Unusable::Json { path: path.to_owned(), source }))
     }
 
@@ -155,10 +177,17 @@ impl Surveyor<'_> {
         number: usize,
     ) -> Result<(WeightFile, BTreeMap<String, Listed>), DownloadError> {
         let mut head = self.head(path, FIRST_BYTES, None).await?;
+        let mut rounds = 0..MOST_ROUNDS;
         let entries = loop {
-            match parse_safetensors_prefix(&head.bytes, head.length) {
+            let (back, entries) = aside(move || {
+                let entries = parse_safetensors_prefix(&head.bytes, head.length);
+                (head, entries)
+            })
+            .await?;
+            head = back;
+            match entries {
                 Err(SafetensorsError::Truncated { needed, .. })
-                    if needed <= head.length && needed > head.bytes.len() as u64 =>
+                    if needed <= head.length && needed > head.bytes.len() as u64 && rounds.next().is_some() =>
                 {
                     head = self.longer(path, &head, needed).await?;
                 }
@@ -183,9 +212,18 @@ impl Surveyor<'_> {
 
     async fn gguf(&self, path: &str) -> Result<Manifest, DownloadError> {
         let mut head = self.head(path, FIRST_BYTES, None).await?;
+        let mut rounds = 0..MOST_ROUNDS;
         let gguf = loop {
-            match Gguf::parse_prefix(&head.bytes, head.length) {
-                Err(GgufError::Truncated { .. }) if (head.bytes.len() as u64) < head.length => {
+            let (back, gguf) = aside(move || {
+                let gguf = Gguf::parse_prefix(&head.bytes, head.length);
+                (head, gguf)
+            })
+            .await?;
+            head = back;
+            match gguf {
+                Err(GgufError::Truncated { .. })
+                    if (head.bytes.len() as u64) < head.length && rounds.next().is_some() =>
+                {
                     // How much is missing, only the whole of it would tell: twice as much, then.
                     let needed = (head.bytes.len() as u64).saturating_mul(2).min(head.length);
                     head = self.longer(path, &head, needed).await?;

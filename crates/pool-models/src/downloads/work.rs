@@ -9,21 +9,20 @@ use std::{
 };
 
 use alloy_primitives::B256;
-use tokio::{task::spawn_blocking, time::Instant};
+use tokio::task::spawn_blocking;
 
 use super::{
     bandwidth::Bandwidth,
     error::HostError,
     host::{Ask, Http, Mirror, Reply},
+    leash::Held,
 };
 use crate::{
-    cache::{Cache, CacheError, Claim, Partial},
+    cache::{CacheError, Claim, Contents, Partial},
     manifest::Manifest,
     plan::{PiecePlace, Plan, Run},
 };
 
-/// An answer that brings less than this in the time a stalled one is given counts as stalled.
-const TRICKLE_BYTES: u64 = 16 << 10;
 /// Bytes between two pieces are thrown away up to this many; beyond it they are worth a request of their own.
 const SKIP_BYTES: u64 = 4 << 10;
 
@@ -58,12 +57,15 @@ pub(crate) struct Link {
     pub(crate) ranged: AtomicBool,
     /// It has answered a range with the whole file.
     pub(crate) whole: AtomicBool,
+    /// It has brought a piece since this was last looked at.
+    pub(crate) brought: AtomicBool,
 }
 
 impl Link {
     pub(crate) fn new(mirror: Mirror) -> Self {
         let etags = Mutex::default();
-        Self { mirror, etags, ranged: AtomicBool::new(false), whole: AtomicBool::new(false) }
+        let [ranged, whole, brought] = [false; 3].map(AtomicBool::new);
+        Self { mirror, etags, ranged, whole, brought }
     }
 }
 
@@ -72,9 +74,12 @@ pub(crate) type SharedRun = Arc<Mutex<Run>>;
 
 /// What the connections of one download share.
 pub(crate) struct Work {
-    pub(crate) cache: Cache,
+    /// As long as anybody works on it, the download has not ended.
+    pub(crate) held: Held,
+    pub(crate) contents: Contents,
     pub(crate) manifest: Arc<Manifest>,
-    hashed: bool,
+    /// Every byte is checked against the manifest.
+    pub(crate) hashed: bool,
     pub(crate) plan: Plan,
     pub(crate) http: Http,
     pub(crate) bandwidth: Arc<Bandwidth>,
@@ -95,17 +100,19 @@ type Missing = (PiecePlace, Arc<Partial>);
 
 impl Work {
     pub(crate) fn new(
-        cache: Cache,
-        manifest: Arc<Manifest>,
+        held: Held,
+        contents: Contents,
+        (manifest, hashed): (Arc<Manifest>, bool),
         mut plan: Plan,
         http: Http,
         bandwidth: Arc<Bandwidth>,
     ) -> Self {
         let queue = Mutex::new(std::mem::take(&mut plan.runs).into());
         Self {
-            cache,
-            hashed: manifest.is_hashed(),
+            held,
+            contents,
             manifest,
+            hashed,
             plan,
             http,
             bandwidth,
@@ -147,25 +154,24 @@ impl Work {
                 link.whole.store(true, Ordering::Relaxed);
                 self.take_file(file, &run);
                 let (missing, busy) = self.missing(&run).await?;
-                self.receive(&mut reply, &missing).await?;
+                self.receive(&link, &mut reply, &missing).await?;
                 return if busy { Err(Stop::Busy) } else { Ok(()) };
             }
             if reply.partial {
                 link.ranged.store(true, Ordering::Relaxed);
             }
-            self.receive(&mut reply, group).await?;
+            self.receive(&link, &mut reply, group).await?;
         }
     }
 
     /// Reads an answer into the pieces it covers, which are sorted by place. An answer may be the beginning of what
     /// was asked for, but it must bring at least one piece.
-    async fn receive(self: &Arc<Self>, reply: &mut Reply, missing: &[Missing]) -> Result<(), Stop> {
+    async fn receive(self: &Arc<Self>, link: &Link, reply: &mut Reply, missing: &[Missing]) -> Result<(), Stop> {
         let mut at = reply.range.start;
         let mut pieces = missing.iter();
         let Some(mut piece) = pieces.next() else { return Ok(()) };
         let mut bytes = Vec::with_capacity(piece.0.length as usize);
         let mut brought_any = false;
-        let mut trickle = (Instant::now() + reply.patience(), 0);
         loop {
             let Some(chunk) = reply.chunk().await.map_err(|error| Stop::Host(error, None))? else {
                 // Less than was asked for is allowed when the host said so beforehand, and if it is a piece at least.
@@ -176,15 +182,7 @@ impl Work {
                 };
             };
             self.received.fetch_add(chunk.len() as u64, Ordering::Relaxed);
-            let before = Instant::now();
             self.bandwidth.take(chunk.len() as u64).await;
-            trickle.0 += before.elapsed(); // Our own cap is not the host's fault.
-            trickle.1 += chunk.len() as u64;
-            if trickle.1 >= TRICKLE_BYTES {
-                trickle = (Instant::now() + reply.patience(), 0);
-            } else if Instant::now() > trickle.0 {
-                return Err(Stop::Host(reply.stalled(), None));
-            }
             let mut chunk = chunk.as_slice();
             while !chunk.is_empty() {
                 let skip = piece.0.start.saturating_sub(at).min(chunk.len() as u64);
@@ -198,12 +196,11 @@ impl Work {
                     continue;
                 }
                 self.keep(piece, std::mem::take(&mut bytes), reply).await?;
+                link.brought.store(true, Ordering::Relaxed);
                 brought_any = true;
                 if self.yielding.load(Ordering::Relaxed) {
                     return Err(Stop::Yielded);
                 }
-                // Writing took its time, which is not the host's either.
-                trickle = (Instant::now() + reply.patience(), 0);
                 let Some(next) = pieces.next() else { return Ok(()) };
                 piece = next;
                 bytes.reserve_exact(piece.0.length as usize);
@@ -214,7 +211,13 @@ impl Work {
     async fn keep(self: &Arc<Self>, (place, partial): &Missing, bytes: Vec<u8>, reply: &Reply) -> Result<(), Stop> {
         let (place, partial) = (*place, partial.clone());
         let name = self.plan.items.get(place.item).map(|item| item.name.clone()).unwrap_or_default();
-        let written = spawn_blocking(move || partial.write(place.piece, &bytes, &name)).await;
+        let held = self.held.clone();
+        let write = move || {
+            let written = partial.write(place.piece, &bytes, &name);
+            drop((partial, held));
+            written
+        };
+        let written = spawn_blocking(write).await;
         match written.map_err(|_| Stop::Broken)? {
             Ok(()) => {
                 self.finish(place);
@@ -233,6 +236,7 @@ impl Work {
         let found = spawn_blocking(move || {
             let (mut missing, mut busy) = (Vec::new(), false);
             for place in pieces {
+                work.held.stop_flag().check()?;
                 if lock(&work.finished).contains(&(place.item, place.piece)) {
                     continue;
                 }
@@ -243,9 +247,11 @@ impl Work {
                     Claim::Open(partial) => missing.push((place, partial)),
                 }
             }
-            Ok((missing, busy))
+            // What is claimed is let go of before the work counts as ended, should nobody take this any more.
+            Ok::<_, CacheError>((missing, busy, work.held.clone()))
         });
-        found.await.map_err(|_| Stop::Broken)?
+        let (missing, busy, _held) = found.await.map_err(|_| Stop::Broken)??;
+        Ok((missing, busy))
     }
 
     /// The part that a piece belongs to, shared by all connections.
@@ -256,7 +262,7 @@ impl Work {
             return Ok(Claim::Open(partial));
         }
         partials.retain(|_, partial| partial.strong_count() > 0);
-        Ok(match self.cache.claim(&item.content, self.manifest.piece_bytes)? {
+        Ok(match self.contents.claim(&item.content)? {
             Claim::Whole => Claim::Whole,
             Claim::Busy => Claim::Busy,
             Claim::Open(partial) => {

@@ -1,13 +1,13 @@
 //! The rules a manifest must keep, whoever wrote it.
 
 use std::{
-    collections::HashSet,
+    collections::{HashMap, HashSet},
     path::{Component, Path},
 };
 
 use thiserror::Error;
 
-use super::{Content, Manifest};
+use super::{Content, Manifest, key_of};
 use crate::{config::ConfigError, open::OpenError, source::TensorType};
 
 const MOST_FILES: usize = 4096;
@@ -48,6 +48,9 @@ pub enum ManifestError {
         /// The most allowed.
         most: usize,
     },
+    /// More pieces than anybody can keep account of.
+    #[error("the manifest cuts its tensors into {0} pieces; at most {most} are allowed", most = Manifest::MOST_PIECES)]
+    ManyPieces(u64),
     /// A name that is empty, too long, or has control characters.
     #[error("the manifest has an empty, overlong or unprintable name: `{0}`")]
     Name(String),
@@ -90,7 +93,7 @@ pub enum ManifestError {
     #[error("the hash of `{0}` does not follow from the hashes of its pieces")]
     Key(String),
     /// Two contents of one key differ.
-    #[error("`{0}` has the same hash as another content of another length")]
+    #[error("`{0}` names two contents that are not the same")]
     Collision(String),
     /// The configuration breaks a rule.
     #[error("the manifest's configuration cannot be used: {0}")]
@@ -147,6 +150,12 @@ impl Manifest {
         name(&self.name)?;
         if !self.revision.is_empty() {
             name(&self.revision)?;
+        }
+        let pieces = self
+            .contents()
+            .fold(0u64, |sum, content| sum.saturating_add(content.length.div_ceil(u64::from(self.piece_bytes))));
+        if pieces > Self::MOST_PIECES {
+            return Err(ManifestError::ManyPieces(pieces));
         }
         self.config.validate()?;
         self.validate_files()?;
@@ -236,23 +245,35 @@ impl Manifest {
         if content.pieces.len() as u64 != expected {
             return Err(ManifestError::Pieces(what.to_owned()));
         }
-        let reckoned = Content::of_pieces(content.length, self.piece_bytes, content.pieces.clone());
-        if reckoned.key != content.key {
+        if key_of(content.length, self.piece_bytes, &content.pieces) != content.key {
             return Err(ManifestError::Key(what.to_owned()));
         }
         Ok(())
     }
 
     fn validate_keys(&self) -> Result<(), ManifestError> {
-        let hashed = |content: &Content| !content.pieces.is_empty();
         let mut with_bytes = self.contents().filter(|content| content.length > 0);
-        let first = with_bytes.next().is_some_and(hashed);
-        if with_bytes.any(|content| hashed(content) != first) {
+        let first = with_bytes.next().is_some_and(Content::is_hashed);
+        if with_bytes.any(|content| content.is_hashed() != first) {
             return Err(ManifestError::Pieces(self.name.clone()));
         }
-        let mut lengths = std::collections::HashMap::new();
+        let mut lengths = HashMap::new();
         for content in self.contents() {
             if lengths.insert(content.key, content.length).is_some_and(|length| length != content.length) {
+                return Err(ManifestError::Collision(content.key.to_string()));
+            }
+        }
+        if first { Ok(()) } else { self.validate_places() }
+    }
+
+    /// Where no hash tells contents apart, only their place does: no two places may have the same key.
+    fn validate_places(&self) -> Result<(), ManifestError> {
+        let headers = self.files.iter().enumerate().map(|(file, weights)| ((file, 0), &weights.header));
+        let tensors = self.tensors.iter().map(|tensor| ((tensor.file as usize, tensor.offset), &tensor.content));
+        let words = (self.files.len()..).zip(&self.words).map(|(file, word)| ((file, 0), &word.content));
+        let mut places = HashMap::new();
+        for (place, content) in headers.chain(tensors).chain(words).filter(|(_, content)| content.length > 0) {
+            if places.insert(content.key, place).is_some_and(|other| other != place) {
                 return Err(ManifestError::Collision(content.key.to_string()));
             }
         }

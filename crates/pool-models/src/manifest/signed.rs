@@ -70,15 +70,20 @@ impl SignedManifest {
         signer_of(&self.signature, &hash).ok_or(ManifestError::Signature)
     }
 
+    /// Who signed the manifest of this hash and name. A signature over another one is none.
+    pub(crate) fn signer_over(&self, manifest: B256, name: &str) -> Result<Address, ManifestError> {
+        if self.manifest != manifest || self.name != name {
+            return Err(ManifestError::Signature);
+        }
+        self.signer()
+    }
+
     /// Whether `owner` signed exactly this manifest.
     pub fn check(&self, manifest: &Manifest, owner: Address) -> Result<(), ManifestError> {
         if !manifest.is_hashed() {
             return Err(ManifestError::NotHashed);
         }
-        if self.manifest != manifest.hash() || self.name != manifest.name {
-            return Err(ManifestError::Signature);
-        }
-        let found = self.signer()?;
+        let found = self.signer_over(manifest.hash(), &manifest.name)?;
         if found != owner {
             return Err(ManifestError::Signer { found, expected: owner });
         }

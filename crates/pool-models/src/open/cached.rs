@@ -4,7 +4,7 @@ use std::{path::Path, sync::Arc};
 
 use super::{Model, OpenError, Words, directory::Folder, gguf_file};
 use crate::{
-    cache::{Cache, CachedTensors},
+    cache::{Cache, CachedTensors, Contents},
     files::index_id,
     gguf::{Gguf, GgufError},
     manifest::{Content, Manifest},
@@ -16,13 +16,14 @@ pub(super) fn open(path: &Path) -> Result<Model, OpenError> {
     let lease = cache.lease(hash)?;
     let manifest = cache.manifest(hash)?;
     let unusable = |source| OpenError::Manifest { path: path.to_owned(), source: Box::new(source) };
-    let id = index_id(manifest.index().map_err(|error| unusable(error.into()))?.values());
-    let Words { tokenizer, chat_template } = words(path, &cache, &manifest)?;
+    let index = manifest.index().map_err(|error| unusable(error.into()))?;
+    let contents = cache.contents(hash, manifest.piece_bytes);
+    let Words { tokenizer, chat_template } = words(path, &contents, &manifest)?;
     Ok(Model {
-        id,
+        id: index_id(index.values()),
         name: manifest.name.clone(),
         config: Arc::new(manifest.config.clone()),
-        source: Arc::new(CachedTensors::new(&cache, &manifest, lease)?),
+        source: Arc::new(CachedTensors::new(&contents, &manifest, index, lease)?),
         tokenizer,
         chat_template,
         format: manifest.format,
@@ -30,8 +31,8 @@ pub(super) fn open(path: &Path) -> Result<Model, OpenError> {
 }
 
 /// The tokenizer and the template, where they have been downloaded: a shard needs neither.
-fn words(path: &Path, cache: &Cache, manifest: &Manifest) -> Result<Words, OpenError> {
-    let read = |content: &Content| cache.read(content).map_err(OpenError::from);
+fn words(path: &Path, contents: &Contents, manifest: &Manifest) -> Result<Words, OpenError> {
+    let read = |content: &Content| contents.read(content).map_err(OpenError::from);
     match manifest.format {
         ModelFormat::Safetensors => {
             let by_name = |name: &str| match manifest.words.iter().find(|word| word.path == name) {

@@ -67,7 +67,7 @@ async fn everything_can_be_paused_at_once_and_cancelled_one_by_one() {
     let first = downloads.add(download(&manifest, shard(&manifest, 0, 1), &[&server])).await.unwrap();
     let second = downloads.add(download(&manifest, shard(&manifest, 1, 2), &[&server])).await.unwrap();
     tokio::time::sleep(Duration::from_millis(600)).await;
-    let states: Vec<DownloadState> = downloads.watch().borrow().iter().map(|status| status.state).collect();
+    let states: Vec<DownloadState> = downloads.watch().borrow().downloads.iter().map(|status| status.state).collect();
     assert_eq!(states, [DownloadState::Paused; 2], "those that are added later too");
     assert!(server.seen().is_empty());
     downloads.cancel(first).await.unwrap();
@@ -101,7 +101,7 @@ async fn what_has_priority_goes_first() {
     assert_eq!(ended.state, DownloadState::Done);
     let took = began.elapsed();
     assert!(took < Duration::from_secs(9), "connections are let go of after a piece, not after a request: {took:?}");
-    let list = downloads.watch().borrow().clone();
+    let list = downloads.watch().borrow().downloads.clone();
     let other = list.iter().find(|status| status.id == first).unwrap();
     assert!(!other.has_ended(), "the urgent one overtook it: {other}");
     assert_eq!(list.first().map(|status| status.id), Some(urgent), "the list is in the order of priority");
@@ -129,7 +129,7 @@ async fn a_cap_on_bandwidth_holds_and_can_be_lifted_while_running() {
     let began = Instant::now();
     let id = downloads.add(download(&manifest, shard(&manifest, 2, 4), &[&server])).await.unwrap();
     tokio::time::sleep(Duration::from_millis(700)).await;
-    assert!(!downloads.watch().borrow().iter().any(|status| status.id == id && status.has_ended()));
+    assert!(!downloads.watch().borrow().downloads.iter().any(|status| status.id == id && status.has_ended()));
     downloads.set_bandwidth(None).await.unwrap();
     assert_eq!(downloads.ended(id).await.unwrap().state, DownloadState::Done);
     assert!(began.elapsed() < Duration::from_secs(20), "3 MB at 20 KB a second would have taken minutes");
@@ -183,4 +183,126 @@ async fn two_shards_of_one_list_fetch_what_both_need_once() {
     let needed: u64 = manifest.items(both).iter().map(|item| item.content.length).sum();
     let served = server.sent("");
     assert!(served as f64 <= needed as f64 * 1.02, "{served} bytes came where {needed} were needed");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_paused_download_has_let_go_of_the_disk_when_the_command_is_answered() {
+    let Slow { folder: _folder, manifest, server } = slow(308).await;
+    let root = tempfile::tempdir().unwrap();
+    let cache = Cache::open(root.path()).unwrap();
+    let downloads = start(&cache);
+    let id = downloads.add(download(&manifest, shard(&manifest, 0, 2), &[&server])).await.unwrap();
+    for _ in 0..5 {
+        until(&downloads, "bytes come", |status| status.state == DownloadState::Downloading).await;
+        downloads.pause(id).await.unwrap();
+        let parts = std::fs::read_dir(root.path().join("partial")).unwrap().map(|entry| entry.unwrap().path());
+        for part in parts.filter(|path| path.extension().is_some_and(|extension| extension == "part")) {
+            std::fs::File::open(&part).unwrap().try_lock().expect("nobody writes it any more");
+        }
+        let [model] = cache.list().unwrap().try_into().unwrap();
+        assert!(!model.in_use, "nor is its model in use");
+        downloads.resume(id).await.unwrap();
+    }
+    server.behave(|conduct| conduct.throttle = None);
+    assert_eq!(downloads.ended(id).await.unwrap().state, DownloadState::Done);
+    assert!(matches!(downloads.pause(id).await, Err(DownloadError::Ended)), "there is nothing left to pause");
+    downloads.resume(id).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_moved_to_the_front_overtakes_what_came_before() {
+    let (one, two) = (slow(309).await, slow(310).await);
+    let root = tempfile::tempdir().unwrap();
+    let downloads = start(&Cache::open(root.path()).unwrap());
+    one.server.behave(|conduct| conduct.throttle = Some(30_000));
+    two.server.behave(|conduct| conduct.throttle = None);
+    let first = downloads.add(download(&one.manifest, shard(&one.manifest, 0, 2), &[&one.server])).await.unwrap();
+    until(&downloads, "every connection is taken", |_| one.server.most_open() == 4).await;
+    let second = downloads.add(download(&two.manifest, shard(&two.manifest, 0, 2), &[&two.server])).await.unwrap();
+    downloads.move_to_front(second).await.unwrap();
+    let order: Vec<_> = downloads.watch().borrow().downloads.iter().map(|status| status.id).collect();
+    assert_eq!(order, [second, first], "the list says so when the command is answered");
+    assert_eq!(downloads.ended(second).await.unwrap().state, DownloadState::Done);
+    let list = downloads.watch().borrow().downloads.clone();
+    assert!(!list.iter().find(|status| status.id == first).unwrap().has_ended(), "the first one still waits its turn");
+    assert!(matches!(downloads.move_to_front(pool_models::DownloadId(99)).await, Err(DownloadError::Unknown)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_cannot_be_served_takes_no_connection_from_anybody() {
+    let one = slow(311).await;
+    let two = slow(312).await;
+    let root = tempfile::tempdir().unwrap();
+    let downloads = start(&Cache::open(root.path()).unwrap());
+    one.server.behave(|conduct| conduct.throttle = Some(300_000));
+    // The urgent one's host wants to be left alone for a minute.
+    two.server.behave(|conduct| conduct.refuse = Some((503, 1000, Some(60))));
+    let urgent = Download { priority: 5, ..download(&two.manifest, shard(&two.manifest, 0, 2), &[&two.server]) };
+    downloads.add(urgent).await.unwrap();
+    until(&downloads, "the urgent one waits", |status| status.state == DownloadState::Waiting).await;
+    let first = downloads.add(download(&one.manifest, shard(&one.manifest, 0, 2), &[&one.server])).await.unwrap();
+    assert_eq!(downloads.ended(first).await.unwrap().state, DownloadState::Done);
+    let requests = one.server.seen().len();
+    assert!(requests <= 24, "{requests} requests: its connections were taken away again and again for nobody");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_model_is_verified_and_what_was_broken_is_fetched_again() {
+    let Slow { folder, manifest, server } = slow(313).await;
+    server.behave(|conduct| conduct.throttle = None);
+    let root = tempfile::tempdir().unwrap();
+    let cache = Cache::open(root.path()).unwrap();
+    let downloads = start(&cache);
+    let wanted = shard(&manifest, 0, 2);
+    let id = downloads.add(download(&manifest, wanted, &[&server])).await.unwrap();
+    downloads.ended(id).await.unwrap();
+    let right = downloads.verify(manifest.hash()).await.unwrap();
+    assert!(right.verified.broken.is_empty() && right.fetching.is_empty() && right.verified.whole > 0, "{right:?}");
+
+    let tensor = manifest.tensors.iter().find(|t| t.name == "model.layers.1.mlp.down_proj.weight").unwrap();
+    let name = tensor.content.key.to_string().trim_start_matches("0x").to_owned();
+    let object = root.path().join("objects").join(&name[..2]).join(&name);
+    let mut bytes = std::fs::read(&object).unwrap();
+    bytes[70_000] ^= 1;
+    std::fs::write(&object, &bytes).unwrap();
+    server.forget();
+    // After a restart too the list knows whom to ask.
+    downloads.stop().await;
+    let downloads = start(&cache);
+    let check = downloads.verify(manifest.hash()).await.unwrap();
+    assert_eq!(check.verified.broken, ["model.layers.1.mlp.down_proj.weight"]);
+    let [id] = check.fetching.try_into().unwrap();
+    assert_eq!(downloads.ended(id).await.unwrap().state, DownloadState::Done);
+    assert_eq!(server.sent(""), tensor.content.length, "that tensor and no other");
+    let path = cache.model_path(manifest.hash());
+    assert_same(&Model::open(folder.path()).unwrap(), &Model::open(path).unwrap(), wanted);
+    assert!(matches!(downloads.verify(B256::ZERO).await, Err(DownloadError::Cache(_))), "there is no such model");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_model_that_a_shard_serves_is_not_removed_and_one_that_comes_is() {
+    let Slow { folder: _folder, manifest, server } = slow(314).await;
+    let root = tempfile::tempdir().unwrap();
+    let cache = Cache::open(root.path()).unwrap();
+    let downloads = start(&cache);
+    let id = downloads.add(download(&manifest, shard(&manifest, 0, 2), &[&server])).await.unwrap();
+    until(&downloads, "some of it comes", |status| status.done.0 > 100_000).await;
+    let shard_process = Model::open(cache.model_path(manifest.hash())).unwrap();
+    let refused = downloads.remove(manifest.hash()).await.unwrap_err();
+    assert_eq!(refused.to_string(), "Tiny is in use; stop serving or downloading it before removing it");
+    server.behave(|conduct| conduct.throttle = None);
+    assert_eq!(downloads.ended(id).await.unwrap().state, DownloadState::Done, "its download went on");
+    drop(shard_process);
+
+    server.behave(|conduct| conduct.throttle = Some(200_000));
+    let other = downloads.add(download(&manifest, shard(&manifest, 2, 4), &[&server])).await.unwrap();
+    until(&downloads, "more of it comes", |status| status.id == other && status.state == DownloadState::Downloading)
+        .await;
+    let freed = downloads.remove(manifest.hash()).await.unwrap();
+    assert!(freed.0 > 3_000_000, "{freed}");
+    assert!(downloads.watch().borrow().downloads.is_empty(), "and its downloads have ended");
+    assert!(cache.list().unwrap().is_empty());
+    assert_eq!(cache.used_bytes().unwrap(), 0);
+    assert!(matches!(downloads.ended(other).await, Err(DownloadError::Cancelled)));
+    assert!(matches!(downloads.remove(manifest.hash()).await, Err(DownloadError::Cache(_))), "it is gone");
 }

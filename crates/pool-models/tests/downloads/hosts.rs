@@ -141,9 +141,11 @@ async fn a_host_that_ignores_ranges_sends_its_file_once() {
     let better = Server::start(&scene.files).await;
     let root = tempfile::tempdir().unwrap();
     let cache = Cache::open(root.path()).unwrap();
-    better.forget();
+    scene.server.forget();
     fetched(&cache, &scene.manifest, shard(&scene.manifest, 2, 3), &[&better, &scene.server]).await;
-    assert!(better.sent("") > 0);
+    assert!(better.sent("") > 0, "the better host is asked");
+    let asked = scene.server.seen().len();
+    assert!(asked <= 1, "a host that was seen to ignore ranges is asked no more: {asked} times");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -153,7 +155,7 @@ async fn a_redirect_is_followed_without_the_token() {
     scene.server.behave(|conduct| conduct.redirect = Some(other.url()));
     let downloads = start(&scene.cache);
     let mut wish = download(&scene.manifest, scene.wanted(), &[&scene.server]);
-    wish.mirrors = wish.mirrors.into_iter().map(|m| m.with_token(AccessToken::new("hf_secret"))).collect();
+    wish.mirrors = wish.mirrors.into_iter().map(|m| m.with_token(AccessToken::new("hf_secret").unwrap())).collect();
     let id = downloads.add(wish).await.unwrap();
     let ended = downloads.ended(id).await.unwrap();
     assert_eq!(ended.state, DownloadState::Done, "{ended}");
@@ -329,5 +331,36 @@ async fn a_host_that_is_down_is_waited_for() {
 async fn faults_of_a_host_pass() {
     let scene = Scene::new(49, |conduct| conduct.refuse = Some((500, 3, None))).await;
     scene.succeeds().await;
-    assert!(scene.root.path().exists());
+    let nothing = scene.server.seen().iter().filter(|seen| seen.sent == 0).count();
+    assert_eq!(nothing, 3, "three requests met a fault, and what they asked for was asked for again");
+    assert_eq!(scene.wasted(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_that_asks_for_no_pause_gets_one_all_the_same() {
+    let scene = Scene::new(51, |conduct| conduct.refuse = Some((503, 1_000_000, Some(0)))).await;
+    let downloads = start(&scene.cache);
+    downloads.add(download(&scene.manifest, scene.wanted(), &[&scene.server])).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    // Pauses grow from 20 ms to 200 ms, so two seconds have room for some fourteen.
+    let asked = scene.server.seen().len();
+    assert!((4..=20).contains(&asked), "it was asked {asked} times in two seconds");
+    downloads.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_that_cuts_every_answer_after_some_pieces_is_no_failing_host() {
+    let scene = Scene::new(52, |conduct| conduct.cut = Some((u64::from(PIECE) * 5 / 4, 1000))).await;
+    let long = Duration::from_secs(30);
+    let options =
+        pool_models::DownloadOptions { pause: Duration::from_millis(50), longest_pause: long, ..crate::options() };
+    let downloads = pool_models::Downloads::start(scene.cache.clone(), options, crate::plenty()).unwrap();
+    let began = std::time::Instant::now();
+    let id = downloads.add(download(&scene.manifest, scene.wanted(), &[&scene.server])).await.unwrap();
+    let ended = downloads.ended(id).await.unwrap();
+    assert_eq!(ended.state, DownloadState::Done, "{ended}");
+    scene.is_right(&ended.path);
+    let (took, cuts) = (began.elapsed(), scene.server.seen().len());
+    assert!(cuts > 20, "it was cut {cuts} times");
+    assert!(took < Duration::from_secs(25), "each answer brought something, so no pause grew: {took:?}");
 }

@@ -7,6 +7,7 @@ mod fetch;
 mod hosts;
 mod kill;
 mod models;
+mod queue;
 mod room;
 mod server;
 #[path = "../support/mod.rs"]
@@ -32,6 +33,7 @@ fn options() -> DownloadOptions {
         pause: Duration::from_millis(20),
         longest_pause: Duration::from_millis(200),
         budget: Budget::default(),
+        paused: false,
     }
 }
 
@@ -81,7 +83,7 @@ async fn until(downloads: &Downloads, what: &str, holds: impl Fn(&DownloadStatus
     let mut list = downloads.watch();
     let waited = timeout(Duration::from_secs(30), async {
         loop {
-            if let Some(status) = list.borrow_and_update().iter().find(|status| holds(status)) {
+            if let Some(status) = list.borrow_and_update().downloads.iter().find(|status| holds(status)) {
                 return status.clone();
             }
             list.changed().await.unwrap();

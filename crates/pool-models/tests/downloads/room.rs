@@ -10,8 +10,8 @@ use std::{
 };
 
 use pool_models::{
-    Budget, Cache, CacheError, DownloadOptions, DownloadState, Downloads, Manifest, Model, NoRoom, TensorError,
-    TensorName, Wanted,
+    Budget, Cache, CacheError, DiskTotals, DownloadOptions, DownloadState, Downloads, Manifest, Model, NoRoom,
+    TensorError, TensorName, Wanted,
 };
 use pool_types::ByteSize;
 
@@ -74,10 +74,24 @@ fn what_nobody_needs_goes_first_and_what_is_in_use_never() {
     let space = plenty();
     let evict = |bytes: u64| cache.make_room(bytes, most(cache.used_bytes().unwrap()), space.as_ref());
 
-    // An unfinished part of a model that is not assigned goes before anything whole.
+    // An unfinished part of a model that is not assigned goes before anything whole, and before it what nobody names.
+    let weights = |manifest: &Manifest| manifest.tensors.iter().map(|t| t.content.key).next().unwrap();
+    let name = weights(&recent).to_string().trim_start_matches("0x").to_owned();
+    let whole = root.path().join("objects").join(&name[..2]).join(&name);
+    let part = root.path().join("partial").join(&name).with_extension("part");
+    std::fs::rename(whole, &part).unwrap();
+    let nobodys = root.path().join("objects/00").join("00".repeat(32));
+    std::fs::create_dir_all(nobodys.parent().unwrap()).unwrap();
+    std::fs::write(&nobodys, [1; 4096]).unwrap();
+    evict(1).unwrap();
+    assert!(!nobodys.exists() && part.exists(), "what no model names goes first of all");
+    evict(1).unwrap();
+    assert!(!part.exists(), "then what is not finished, of however recent a model");
+    assert_eq!(here(&cache, &old), here(&cache, &pinned), "nothing whole has gone yet");
+    let recently = here(&cache, &recent);
     evict(1).unwrap();
     assert!(here(&cache, &old) < one, "the least recently used unassigned model loses something first");
-    assert_eq!(here(&cache, &recent), here(&cache, &pinned), "the more recent one has lost nothing yet");
+    assert_eq!(here(&cache, &recent), recently, "the more recent one has lost nothing yet");
     evict(one).unwrap();
     assert_eq!(here(&cache, &old), 0, "all of it goes before the next model is touched");
     evict(one / 2).unwrap();
@@ -166,12 +180,14 @@ async fn a_full_disk_is_waited_for_and_the_download_goes_on_by_itself() {
     assert_same(&Model::open(folder.path()).unwrap(), &Model::open(&ended.path).unwrap(), wanted);
 
     // Somebody else fills the disk in the middle of a download.
-    server.behave(|conduct| conduct.throttle = Some(1_000_000));
+    server.behave(|conduct| conduct.throttle = Some(200_000));
     let id = downloads.add(download(&manifest, shard(&manifest, 2, 4), &[&server])).await.unwrap();
     until(&downloads, "it downloads", |status| status.id == id && status.done.0 > 100_000).await;
     disk.0.store(1 << 20, Ordering::Relaxed);
     let waiting = until(&downloads, "it waits", |status| status.state == DownloadState::Waiting).await;
     assert!(waiting.message.unwrap().contains("must stay so"));
+    assert!(waiting.done < waiting.total, "it did not fill the disk up first");
+    server.behave(|conduct| conduct.throttle = None);
     disk.0.store(1 << 30, Ordering::Relaxed);
     assert_eq!(downloads.ended(id).await.unwrap().state, DownloadState::Done);
 }
@@ -209,6 +225,46 @@ async fn a_budget_makes_room_by_itself_and_says_when_it_cannot() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn two_downloads_at_once_are_not_promised_the_same_room() {
+    let (first, second) = (single(225), single(226));
+    let ((_one, first_manifest), (_two, second_manifest)) = (manifest(&first), manifest(&second));
+    let (one, other) = (Server::start(&first).await, Server::start(&second).await);
+    let root = tempfile::tempdir().unwrap();
+    let cache = Cache::open(root.path()).unwrap();
+    let wanted = shard(&first_manifest, 0, 2);
+    let needed: u64 = first_manifest.items(wanted).iter().map(|item| item.content.length).sum();
+    // Room for one and a half of them.
+    let budget = most(needed * 3 / 2);
+    let options = DownloadOptions { budget, paused: true, ..options() };
+    let downloads = Downloads::start(cache.clone(), options, plenty()).unwrap();
+    let first = downloads.add(download(&first_manifest, wanted, &[&one])).await.unwrap();
+    let second = downloads.add(download(&second_manifest, wanted, &[&other])).await.unwrap();
+    // Slow, so that both are under way together for as long as they can be.
+    one.behave(|conduct| conduct.throttle = Some(500_000));
+    other.behave(|conduct| conduct.throttle = Some(500_000));
+    downloads.resume_all().await.unwrap();
+    let waiting = until(&downloads, "one waits", |status| status.state == DownloadState::Waiting).await;
+    assert_eq!(waiting.id, second, "the first one has been promised its room");
+    let message = waiting.message.unwrap();
+    assert!(message.contains("set aside for them; raise the disk budget or remove a model"), "{message}");
+    assert_eq!(downloads.ended(first).await.unwrap().state, DownloadState::Done);
+    assert!(cache.used_bytes().unwrap() <= needed * 3 / 2, "the budget held");
+    assert_eq!(other.seen().len(), 0, "not a byte was asked for that has no place");
+    downloads.set_budget(most(needed * 3)).await.unwrap();
+    assert_eq!(downloads.ended(second).await.unwrap().state, DownloadState::Done);
+    let disk = until_disk(&downloads, |disk| disk.measured.used.0 >= needed * 2).await;
+    assert_eq!((disk.promised, disk.budget), (ByteSize(0), most(needed * 3)), "nothing is on its way any more");
+    assert!(disk.measured.free.is_some());
+}
+
+/// Waits until the disk is shown so.
+async fn until_disk(downloads: &Downloads, holds: impl Fn(&DiskTotals) -> bool) -> DiskTotals {
+    let mut overview = downloads.watch();
+    let seen = overview.wait_for(|overview| holds(&overview.disk));
+    tokio::time::timeout(Duration::from_secs(10), seen).await.expect("it is measured").unwrap().disk
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_is_there_already_needs_no_room() {
     let files = single(224);
     let (folder, manifest) = manifest(&files);
@@ -224,11 +280,19 @@ async fn what_is_there_already_needs_no_room() {
     assert_eq!(ended.state, DownloadState::Done, "{ended}");
 }
 
+#[cfg(target_os = "linux")]
 #[test]
 fn the_system_says_how_much_space_there_is() {
     use pool_models::{Space, SystemSpace};
-    let free = SystemSpace.free(tempfile::tempdir().unwrap().path());
-    assert!(free.is_ok_and(|free| free > 0) || !cfg!(unix), "tests need some space themselves");
+    let folder = tempfile::tempdir().unwrap();
+    let ours = SystemSpace.free(folder.path()).unwrap();
+    let df = std::process::Command::new("df").args(["--output=avail", "-B1"]).arg(folder.path()).output().unwrap();
+    let said = String::from_utf8(df.stdout).unwrap();
+    let theirs: u64 = said.lines().last().unwrap().trim().parse().unwrap();
+    // Others write to the disk in between.
+    assert!(ours.abs_diff(theirs) < 1 << 30, "{ours} bytes are free where df says {theirs}");
+    let missing = SystemSpace.free(&folder.path().join("not there"));
+    assert!(missing.is_err(), "nobody knows how much is free where there is nothing: {missing:?}");
 }
 
 #[test]

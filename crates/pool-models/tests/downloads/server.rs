@@ -21,6 +21,8 @@ use tokio::{
 pub(crate) struct Conduct {
     /// Bytes a second on each connection.
     pub(crate) throttle: Option<u64>,
+    /// Sends a single byte now and then: never silent, and never done.
+    pub(crate) trickle: bool,
     /// The body ends, and the connection with it, after so many bytes; so many times.
     pub(crate) cut: Option<(u64, u32)>,
     /// After so many bytes of a body nothing comes any more, the connection stays open; so many times.
@@ -29,7 +31,7 @@ pub(crate) struct Conduct {
     pub(crate) ignore_ranges: bool,
     /// Added to the first byte of every Content-Range.
     pub(crate) wrong_start: u64,
-    /// Added to the file's length in every Content-Range.
+    /// Added to the length of files with weights in every Content-Range.
     pub(crate) wrong_total: u64,
     /// Sends at most so many bytes of what was asked for, and says so.
     pub(crate) most: Option<u64>,
@@ -66,8 +68,18 @@ struct Shared {
     files: HashMap<String, Arc<Vec<u8>>>,
     conduct: Conduct,
     seen: Vec<Seen>,
+    /// How many requests have been forgotten: an answer to one of them may still be on its way.
+    forgotten: usize,
     open: usize,
     most_open: usize,
+}
+
+impl Shared {
+    /// Notes bytes of the answer to a request that has not been forgotten.
+    fn count(&mut self, number: usize, bytes: u64) {
+        let seen = number.checked_sub(self.forgotten).and_then(|number| self.seen.get_mut(number));
+        seen.into_iter().for_each(|seen| seen.sent += bytes);
+    }
 }
 
 /// The server; it ends when dropped.
@@ -119,6 +131,7 @@ impl Server {
 
     pub(crate) fn forget(&self) {
         let mut shared = self.shared.lock().unwrap();
+        shared.forgotten += shared.seen.len();
         shared.seen.clear();
         shared.most_open = 0;
     }
@@ -177,7 +190,7 @@ async fn answer(stream: &mut TcpStream, head: &str, shared: &Arc<Mutex<Shared>>)
         let mut shared = shared.lock().unwrap();
         let authorization = header(head, "authorization").map(str::to_owned);
         shared.seen.push(Seen { path: path.clone(), range: range.clone(), authorization, sent: 0 });
-        let number = shared.seen.len() - 1;
+        let number = shared.forgotten + shared.seen.len() - 1;
         let asked = shared.seen.iter().filter(|seen| seen.path == path).count() as u32;
         let changed = shared.conduct.change_after.is_some_and(|after| asked > after);
         let name = path.strip_prefix("/models/tiny/").unwrap_or(&path).to_owned();
@@ -250,7 +263,8 @@ async fn answer(stream: &mut TcpStream, head: &str, shared: &Arc<Mutex<Shared>>)
     );
     if !whole && range.is_some() {
         let first = part.start + conduct.wrong_start;
-        answer += &format!("Content-Range: bytes {first}-{}/{}\r\n", part.end - 1, length + conduct.wrong_total);
+        let added = if plain.ends_with(".json") { 0 } else { conduct.wrong_total };
+        answer += &format!("Content-Range: bytes {first}-{}/{}\r\n", part.end - 1, length + added);
     }
     stream.write_all(format!("{answer}\r\n").as_bytes()).await?;
     {
@@ -258,8 +272,7 @@ async fn answer(stream: &mut TcpStream, head: &str, shared: &Arc<Mutex<Shared>>)
         shared.open += 1;
         shared.most_open = shared.most_open.max(shared.open);
     }
-    let sent =
-        send(stream, body, &conduct, cut, stall, |bytes| shared.lock().unwrap().seen[number].sent += bytes).await;
+    let sent = send(stream, body, &conduct, cut, stall, |bytes| shared.lock().unwrap().count(number, bytes)).await;
     shared.lock().unwrap().open -= 1;
     sent
 }
@@ -272,6 +285,13 @@ async fn send(
     stall: Option<u64>,
     mut count: impl FnMut(u64),
 ) -> io::Result<bool> {
+    if conduct.trickle {
+        for byte in body.chunks(1) {
+            stream.write_all(byte).await?;
+            count(1);
+            sleep(Duration::from_millis(100)).await;
+        }
+    }
     // Small steps under a throttle, so that little is on its way when a client dies.
     let step = if conduct.throttle.is_some() { 4 << 10 } else { 64 << 10 };
     let mut sent = 0u64;

@@ -1,5 +1,7 @@
 //! A plain host without a manifest: planned from headers, shown as unverified.
 
+use std::time::Duration;
+
 use alloy_primitives::hex;
 use pool_models::{
     Cache, DownloadState, HostError, ManifestError, Mirror, Model, RemoteModel, SignedManifest, SigningError, Wanted,
@@ -112,8 +114,61 @@ async fn headers_are_bounded_and_a_host_without_the_model_says_so() {
     let sent = server.sent("model.safetensors");
     assert!(sent <= 2 << 20, "{sent} bytes were read of a header that cannot be");
 
+    // A file that is said to be long enough for such a header: it is refused before any more of it is read.
+    server.behave(|conduct| conduct.wrong_total = 200 << 20);
+    server.forget();
+    let error = downloads.survey(&mirror, &folder).await.unwrap_err();
+    let expected = format!(
+        "model.safetensors on {} is larger than the 64.0 MiB that such a file may have; choose another model",
+        server.address()
+    );
+    assert_eq!(error.to_string(), expected);
+    let asked = server.seen().iter().filter(|seen| seen.path.ends_with("model.safetensors")).count();
+    assert_eq!(asked, 1, "no second request was made for it");
+    server.behave(|conduct| conduct.wrong_total = 0);
+
     let missing = RemoteModel::Gguf { path: "other.gguf".to_owned() };
     let error = downloads.survey(&mirror, &missing).await.unwrap_err();
     let expected = HostError::NotFound { host: server.address().to_string(), path: "other.gguf".to_owned() };
     assert_eq!(error.to_string(), expected.to_string());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_survey_ends_whatever_a_host_does_with_its_answers() {
+    let files = single(26);
+    let server = Server::start(&files).await;
+    let root = tempfile::tempdir().unwrap();
+    let downloads = start(&Cache::open(root.path()).unwrap());
+    let mirror = Mirror::new(&server.url()).unwrap();
+    let folder = RemoteModel::Folder { name: "Tiny".to_owned() };
+    let gguf_server = Server::start(&gguf(27)).await;
+    let gguf_mirror = Mirror::new(&gguf_server.url()).unwrap();
+    let gguf_file = RemoteModel::Gguf { path: "tiny.gguf".to_owned() };
+    let survey = |mirror: Mirror, model: RemoteModel| {
+        let downloads = downloads.clone();
+        async move {
+            let surveyed = tokio::time::timeout(Duration::from_secs(20), downloads.survey(&mirror, &model)).await;
+            surveyed.expect("a survey does not go on for ever").unwrap_err().to_string()
+        }
+    };
+
+    // Answers that are always shorter than what was asked for, and say so.
+    gguf_server.behave(|conduct| conduct.most = Some(600));
+    let said = survey(gguf_mirror.clone(), gguf_file.clone()).await;
+    assert!(said.contains("(only 600 bytes)"), "{said}");
+    assert!(gguf_server.seen().len() <= 2, "{} requests", gguf_server.seen().len());
+
+    // The same of a small file, which would pass for all of it.
+    server.behave(|conduct| conduct.most = Some(20));
+    let said = survey(mirror.clone(), folder.clone()).await;
+    assert!(said.contains("another part of config.json than was asked for (only 20 bytes)"), "{said}");
+    server.behave(|conduct| conduct.most = None);
+
+    // Answers that never fall silent and never come to their end: headers and small files alike.
+    gguf_server.behave(|conduct| (conduct.most, conduct.trickle) = (None, true));
+    let said = survey(gguf_mirror, gguf_file).await;
+    assert!(said.contains("has sent nothing worth mentioning"), "{said}");
+    server.behave(|conduct| conduct.trickle = true);
+    let said = survey(mirror, folder).await;
+    assert!(said.contains("has sent nothing worth mentioning"), "{said}");
 }

@@ -78,12 +78,14 @@ pub(crate) struct GgufFile {
     pub(crate) metadata: Vec<(String, u32, Vec<u8>)>,
     /// Name, dimensions in ggml's order (innermost first), type number, data.
     pub(crate) tensors: Vec<(String, Vec<u64>, u32, Vec<u8>)>,
+    /// Where tensors begin: at multiples of this. A reader must be told of another one than 32, see [`Self::align`].
+    alignment: usize,
 }
 
 impl GgufFile {
     /// The model of [`config`] with f32 norms and Q8_0 matrices.
     pub(crate) fn llama() -> Self {
-        let mut file = Self { version: 3, metadata: Vec::new(), tensors: Vec::new() };
+        let mut file = Self { version: 3, metadata: Vec::new(), tensors: Vec::new(), alignment: 32 };
         file.text("general.architecture", "llama");
         file.text("general.name", "Tiny Llama");
         for (key, value) in [
@@ -123,6 +125,12 @@ impl GgufFile {
         self.set(key, 8, string(value));
     }
 
+    /// Lets tensors begin at multiples of `alignment`, and says so.
+    pub(crate) fn align(&mut self, alignment: u32) {
+        self.number("general.alignment", alignment);
+        self.alignment = alignment as usize;
+    }
+
     pub(crate) fn number(&mut self, key: &str, value: u32) {
         self.set(key, 4, value.to_le_bytes().to_vec());
     }
@@ -158,10 +166,10 @@ impl GgufFile {
             dims.iter().for_each(|dim| file.extend(dim.to_le_bytes()));
             file.extend(kind.to_le_bytes());
             file.extend((offset as u64).to_le_bytes());
-            offset += data.len().next_multiple_of(32);
+            offset += data.len().next_multiple_of(self.alignment);
         }
         for (.., data) in &self.tensors {
-            file.resize(file.len().next_multiple_of(32), 0);
+            file.resize(file.len().next_multiple_of(self.alignment), 0);
             file.extend(data);
         }
         file
