@@ -131,7 +131,12 @@ async fn two_nodes_fetch_their_own_layers_and_nothing_else_and_serve_together() 
 async fn a_model_that_the_pools_owner_has_not_signed_is_not_fetched() {
     let mut pool = Pool::new().await;
     pool.owner = "0x00000000000000000000000000000000000000aa".to_owned();
-    let mut node = with_passphrase(pool.node("left", "ws://127.0.0.1:1"));
+    let nobody = "ws://127.0.0.1:1";
+    let left = address_of(pool.node("left", nobody));
+    let gateway = alloy_primitives::Address::repeat_byte(1);
+    let members = vec![member(gateway, "gateway", RosterRole::Gateway), member(left, "left", RosterRole::Node)];
+    fs::write(pool.base.join("roster.json"), Roster::new(gateway, members, 0).unwrap().to_json()).unwrap();
+    let mut node = with_passphrase(pool.node("left", nobody));
     let mut node = Running(node.stderr(Stdio::piped()).spawn().unwrap());
     let status = wait(&mut node.0, Duration::from_secs(20));
     let mut errors = String::new();

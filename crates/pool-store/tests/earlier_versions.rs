@@ -1,5 +1,6 @@
 //! A database that an earlier version wrote opens, and everything in it is still there. One that a later version wrote
 //! is refused and left alone.
+#![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
 use std::{borrow::Cow, collections::BTreeMap, path::Path};
 

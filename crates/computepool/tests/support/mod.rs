@@ -51,7 +51,8 @@ pub fn with_passphrase(mut command: Command) -> Command {
 
 /// The address of the key that a node or an orchestrator would use; made when missing.
 pub fn address_of(command: Command) -> Address {
-    let output = with_passphrase(command).arg("--show-address").output().unwrap();
+    let mut command = with_passphrase(command);
+    let output = command.arg("--show-address").stdout(Stdio::piped()).stderr(Stdio::piped()).output().unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
     text.trim().parse().unwrap_or_else(|_| panic!("no address: {text} {}", String::from_utf8_lossy(&output.stderr)))
 }
