@@ -6,6 +6,7 @@
 
 use std::time::Instant;
 
+use pool_types::Sampling;
 use thiserror::Error;
 
 use crate::{
@@ -66,18 +67,16 @@ enum Known {
 }
 
 impl Engine {
-    /// Sends the canary. Nothing is left of it afterwards.
-    pub fn canary(&mut self) -> Result<Canary, CanaryError> {
+    /// Sends the canary; `now` tells how long it takes. Nothing is left of it afterwards.
+    pub fn canary(&mut self, now: fn() -> Instant) -> Result<Canary, CanaryError> {
         let rows = ROWS.min(self.options().max_context).min(self.free_tokens());
         let known = self.known(rows)?;
-        let began = Instant::now();
-        let at_once = self.through(SequenceId(u64::MAX), rows, &known, &[rows])?;
-        let prefill_seconds = began.elapsed().as_secs_f64();
-        let mut taken = Vec::with_capacity(rows);
-        let singly = self.through_timed(SequenceId(u64::MAX), rows, &known, &vec![1; rows], &mut taken)?;
-        taken.sort_by(f64::total_cmp);
+        let (at_once, whole) = self.through(rows, &known, &[rows], now)?;
+        let (singly, mut each) = self.through(rows, &known, &vec![1; rows], now)?;
         judge(&at_once, &singly)?;
-        Ok(Canary { rows, prefill_seconds, token_seconds: taken.get(rows / 2).copied().unwrap_or(prefill_seconds) })
+        each.sort_by(f64::total_cmp);
+        let (prefill_seconds, token_seconds) = (whole.iter().sum(), each.get(rows / 2).copied().unwrap_or_default());
+        Ok(Canary { rows, prefill_seconds, token_seconds })
     }
 
     fn known(&self, rows: usize) -> Result<Known, CanaryError> {
@@ -96,28 +95,18 @@ impl Engine {
         Ok(Known::Hidden(encode_hidden(&values, self.options().wire).map_err(|_| CanaryError::NotFinite)?))
     }
 
+    /// Takes the known input through in parts; gives the answer after the last row, and the seconds of each part.
     fn through(
         &mut self,
-        id: SequenceId,
         rows: usize,
         known: &Known,
         parts: &[usize],
-    ) -> Result<Vec<f32>, CanaryError> {
-        self.through_timed(id, rows, known, parts, &mut Vec::new())
-    }
-
-    /// Takes the known input through in parts; gives the answer after the last row.
-    fn through_timed(
-        &mut self,
-        id: SequenceId,
-        rows: usize,
-        known: &Known,
-        parts: &[usize],
-        taken: &mut Vec<f64>,
-    ) -> Result<Vec<f32>, CanaryError> {
-        let sampler = SamplerSetup { sampling: pool_types::Sampling::greedy(), prompt: Vec::new() };
+        now: fn() -> Instant,
+    ) -> Result<(Vec<f32>, Vec<f64>), CanaryError> {
+        let id = SequenceId(u64::MAX);
+        let sampler = SamplerSetup { sampling: Sampling::greedy(), prompt: Vec::new() };
         self.open(id, rows, Some(sampler))?;
-        let answer = self.parts_through(id, known, parts, taken);
+        let answer = self.parts_through(id, known, parts, now);
         self.release(id);
         answer
     }
@@ -127,11 +116,11 @@ impl Engine {
         id: SequenceId,
         known: &Known,
         parts: &[usize],
-        taken: &mut Vec<f64>,
-    ) -> Result<Vec<f32>, CanaryError> {
+        now: fn() -> Instant,
+    ) -> Result<(Vec<f32>, Vec<f64>), CanaryError> {
         let dtype = self.options().wire;
         let width = self.config().hidden_size;
-        let (mut position, mut answer) = (0, Vec::new());
+        let (mut position, mut answer, mut taken) = (0, Vec::new(), Vec::with_capacity(parts.len()));
         for rows in parts {
             let input = match known {
                 Known::Tokens(tokens) => StepInput::Tokens(&tokens[position..position + rows]),
@@ -141,14 +130,14 @@ impl Engine {
                 }
             };
             let step = Step { sequence: id, position, input, sample: false };
-            let began = Instant::now();
+            let began = now();
             if self.is_exit() {
                 let logits = self.score(&[step])?.pop().unwrap_or_default();
-                taken.push(began.elapsed().as_secs_f64());
+                taken.push((now() - began).as_secs_f64());
                 answer = logits.rchunks(self.config().vocab_size).next().map(<[f32]>::to_vec).unwrap_or_default();
             } else {
                 let outputs = self.advance(&[step])?;
-                taken.push(began.elapsed().as_secs_f64());
+                taken.push((now() - began).as_secs_f64());
                 let Some(StepOutput::Hidden(bytes)) = outputs.first() else { return Err(CanaryError::NotFinite) };
                 answer.clear();
                 let mut all = Vec::new();
@@ -157,7 +146,7 @@ impl Engine {
             }
             position += rows;
         }
-        Ok(answer)
+        Ok((answer, taken))
     }
 }
 

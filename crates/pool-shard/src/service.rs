@@ -251,7 +251,7 @@ async fn tick(inbox: mpsc::Sender<Event>) {
 /// Sends the canary through the layers: what computes wrongly, or too slowly for anybody to wait for, does not serve.
 fn tried(mut engine: Engine, slowest: Duration) -> Result<(Engine, Canary), Failure> {
     let failed = |why: String| Failure::new(ReasonCode::Engine, why);
-    let canary = engine.canary().map_err(|error| failed(format!("the canary failed: {error}")))?;
+    let canary = engine.canary(Instant::now).map_err(|error| failed(format!("the canary failed: {error}")))?;
     if canary.token_seconds > slowest.as_secs_f64() {
         let (taken, most) = (canary.token_seconds, slowest.as_secs_f64());
         return Err(failed(format!("the canary failed: a token takes {taken:.1} s; at most {most:.0} s are served")));
