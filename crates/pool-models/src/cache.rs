@@ -103,7 +103,8 @@ impl Cache {
             make_folder(&root.join(folder))?;
         }
         let cache = Self { root: Arc::new(root), clock };
-        cache.tidy()?;
+        // What cannot be tidied away harms nobody.
+        let _ = cache.tidy();
         Ok(cache)
     }
 

@@ -35,6 +35,13 @@ impl Cache {
         }
         Ok(())
     }
+
+    /// Removes what dead processes left beside the queue. The caller holds the queue.
+    #[cfg(feature = "downloads")]
+    pub(crate) fn tidy_queue(&self) -> Result<(), CacheError> {
+        let entries = list(&self.root)?;
+        entries.iter().filter(|path| is_left_over(path)).try_for_each(|path| remove_if_there(path))
+    }
 }
 
 fn is_lone_record(path: &Path) -> bool {

@@ -267,7 +267,7 @@ impl Actor {
                 job.prepared(Work::new(held, contents, (manifest, job.facts.hashed), plan, http, bandwidth), lease);
             }
             End::Prepared(Err(error)) | End::Checked(Err(DownloadError::Cache(error))) if waits(&error) => {
-                job.wait(now + WAIT, error.to_string());
+                job.wait(now + WAIT, waiting_for(&error));
             }
             End::Prepared(Err(error)) => job.fail(error.to_string()),
             End::Checked(Err(error)) => job.fail(error.to_string()),
@@ -283,6 +283,7 @@ impl Actor {
                 self.disk = disk;
             }
             End::Room(Err(NoRoom::Cache(error))) if !waits(&error) => job.fail(error.to_string()),
+            End::Room(Err(NoRoom::Cache(error))) => no_room(job, now, waiting_for(&error)),
             End::Room(Err(error)) => no_room(job, now, error.to_string()),
             End::Fetched(result) => {
                 if let What::Fetching(host, run) = doing.what {
@@ -437,6 +438,16 @@ fn waits(error: &CacheError) -> bool {
     matches!(error, CacheError::DiskFull(_) | CacheError::Busy(_))
 }
 
+/// What a download that waits for it says.
+fn waiting_for(error: &CacheError) -> String {
+    match error {
+        CacheError::Busy(_) => {
+            "another program is tidying the model cache; the download goes on by itself when it is done".to_owned()
+        }
+        error => error.to_string(),
+    }
+}
+
 fn no_room(job: &mut Job, now: Instant, message: String) {
     job.phase = Phase::Room(Some(now + WAIT));
     job.message = Some(message);
@@ -464,7 +475,7 @@ fn fetched(job: &mut Job, host: usize, run: Run, result: Result<(), Stop>, now: 
         Err(Stop::Cache(error)) if waits(&error) => {
             again(run);
             job.ended(host, file, None, now, options);
-            no_room(job, now, error.to_string());
+            no_room(job, now, waiting_for(&error));
         }
         Err(Stop::Cache(error)) => job.fail(error.to_string()),
         Err(Stop::Broken) => job.fail(DownloadError::Broken.to_string()),

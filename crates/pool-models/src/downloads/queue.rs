@@ -111,6 +111,7 @@ impl Queue {
             Err(TryLockError::WouldBlock) => return Ok(None),
             Err(TryLockError::Error(source)) => return Err(failed("lock", &lock_path)(source)),
         }
+        cache.tidy_queue()?;
         let queue = Self { path: cache.root().join(FILE), _lock: lock };
         let mut left = Left { queue, restored: Vec::new(), stranded: Vec::new(), set_aside: None };
         let Some(bytes) = read_small(&left.queue.path, LARGEST)? else { return Ok(Some(left)) };

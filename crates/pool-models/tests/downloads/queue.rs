@@ -72,11 +72,14 @@ async fn the_next_process_goes_on_in_the_same_order_and_what_was_paused_stays_so
     assert_eq!(order, [2, 1, 3, 0].map(|layer| scene.part(layer)), "front, as they came, and the last one last");
     downloads.stop().await;
     assert!(scene.server.seen().is_empty(), "all were paused");
+    let half_written = scene.root.path().join("queue.new4711");
+    std::fs::write(&half_written, "{").unwrap();
 
     // The machine was switched off; nobody tells the next process anything.
     let downloads = scene.start_paused();
     let restored = until(&downloads, "the queue is there", |overview| overview.downloads.len() == 4).await;
     assert_eq!(parts(&restored), before);
+    assert!(!half_written.exists(), "what a killed process was writing is tidied away");
     let total: u64 = restored.downloads.iter().map(|status| status.total.0).sum();
     assert!(
         total > 0 && restored.downloads.iter().all(|status| status.total.0 > 0 && status.hashed),
