@@ -8,7 +8,7 @@
 //! - [`registry_signature`] and [`calls::activate`]: how a proposal that all have signed becomes a coalition.
 //! - [`StreamRules`] and [`Running`]: how long money lasts. [`PoolLedger`] and [`StreamMeter`]: where it went.
 //!   [`events`]: what happened, in order and once.
-//! - [`devnet`]: a local chain with the real contracts.
+//! - `devnet` (on Unix): a local chain with the real contracts.
 //!
 //! A client checks an offer and pays; the server checks the payment, both without asking a chain:
 //!
@@ -52,6 +52,8 @@ mod address_book;
 pub mod calls;
 mod chain;
 pub mod contracts;
+// It ends its node by signals.
+#[cfg(unix)]
 pub mod devnet;
 mod earnings;
 mod errors;

@@ -6,6 +6,7 @@
 
 mod books;
 mod clock;
+mod disk;
 mod energy;
 mod settings;
 mod shift;
@@ -31,6 +32,7 @@ use tracing::{error, info, warn};
 use self::{
     books::Books,
     clock::unix_milliseconds,
+    disk::DiskWatch,
     energy::Meters,
     shift::{Finished, News, Running},
 };
@@ -171,6 +173,8 @@ struct Keeper {
     running: Option<Running>,
     books: Books,
     meters: Meters,
+    /// Where models are fetched.
+    disk: Option<DiskWatch>,
     /// What went wrong, and until when (on the steady clock) the owner is told of it.
     problem: Option<(Problem, Duration)>,
     problems: Backoff,
@@ -188,6 +192,10 @@ impl Keeper {
             read.inspect_err(|error| warn!(%error, "what was remembered cannot be read; a pause may be forgotten")).ok()
         });
         let yields = config.store.yield_times().await?;
+        let disk = match &config.node.model {
+            NodeModel::Local(_) => None,
+            NodeModel::Fetched(fetch) => Some(DiskWatch::new(fetch.downloads().clone())),
+        };
         let books = Books::open(&config.store, config.model_name.clone()).await?;
         let keeper = Self {
             config,
@@ -197,6 +205,7 @@ impl Keeper {
             running: None,
             books,
             meters: Meters::default(),
+            disk,
             problem: None,
             problems: Backoff::new(&PROBLEMS),
             yields,
@@ -219,6 +228,7 @@ impl Keeper {
             &activity,
             &self.config.model_name,
             self.problem.as_ref().map(|(problem, _)| problem.clone()),
+            self.disk.as_mut().map(|disk| disk.read(now.steady)),
         );
         let (decision, memory) = decide(&self.config.settings, &self.memory, now, &self.config.zone, &signals);
         self.memory = memory;

@@ -5,9 +5,13 @@
 #[path = "../../computepool/tests/support/model.rs"]
 #[allow(dead_code, reason = "shared with other tests")]
 mod model;
+#[path = "../../pool-models/tests/downloads/server.rs"]
+#[allow(dead_code, reason = "shared with the tests of downloads")]
+mod server;
 
 use std::{
-    path::Path,
+    fs,
+    path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -15,14 +19,17 @@ use std::{
 use alloy_signer_local::PrivateKeySigner;
 use jiff::tz::TimeZone;
 use pool_coalition::{Roster, RosterMember, RosterRole};
+use pool_models::{
+    Cache, Download, DownloadOptions, DownloadState, Downloads, Manifest, ManifestOptions, Mirror, SystemSpace, Wanted,
+};
 use pool_node::{
-    NodeConfig, NodeModel,
+    ModelFetch, NodeConfig, NodeModel,
     owner::{self, Ask, Clock, OwnerConfig, OwnerError, OwnerView, Wish},
 };
 use pool_policy::{Command, Reason, Seconds, Settings, Term};
 use pool_sense::{FixedPresence, Idle, IdleSource, Power, Sensed, Snapshot};
 use pool_store::Store;
-use pool_types::Reading;
+use pool_types::{ByteSize, Reading};
 use pool_wire::control::Capabilities;
 use tokio::{
     sync::{mpsc, oneshot, watch},
@@ -43,6 +50,10 @@ fn seen(idle: u64, on_battery: bool) -> Snapshot {
     }
 }
 
+fn settings() -> Settings {
+    Settings { share_cpu: true, notice: Seconds(0), ..Settings::default() }
+}
+
 /// A running owner's node whose orchestrator cannot be reached.
 struct Home {
     presence: Arc<FixedPresence>,
@@ -56,6 +67,10 @@ struct Home {
 impl Home {
     async fn start(folder: &Path) -> Self {
         model::write(&folder.join("model"), model::Shape::default());
+        Self::start_with(folder, NodeModel::Local(folder.join("model")), settings()).await
+    }
+
+    async fn start_with(folder: &Path, model: NodeModel, settings: Settings) -> Self {
         let (wallet, gateway) = (PrivateKeySigner::random(), PrivateKeySigner::random());
         let member = |key: &PrivateKeySigner, name: &str, role| RosterMember {
             address: key.address(),
@@ -68,7 +83,7 @@ impl Home {
             roster: Roster::new(gateway.address(), members, 0).unwrap(),
             name: String::new(),
             wallet,
-            model: NodeModel::Local(folder.join("model")),
+            model,
             // Never started: no coalition forms.
             shard_program: Some(folder.join("no-shard")),
             capabilities: Capabilities {
@@ -84,7 +99,6 @@ impl Home {
             vote: None,
         };
         let store = Store::open(folder.join("node.db")).await.unwrap();
-        let settings = Settings { share_cpu: true, notice: Seconds(0), ..Settings::default() };
         let settings = owner::kept_settings(&store).await.unwrap().settings.unwrap_or(settings);
         let presence = Arc::new(FixedPresence::new(seen(0, false)));
         let config = OwnerConfig {
@@ -176,4 +190,38 @@ async fn books_that_cannot_be_kept_end_the_node_and_leave_nothing_running() {
     home.presence.set(seen(1_000, true));
     let ended = timeout(PATIENCE, home.task).await.expect("it does not go on without its books").unwrap();
     assert!(matches!(ended, Err(OwnerError::Store(_))), "{ended:?}");
+}
+
+#[tokio::test]
+async fn a_model_that_does_not_fit_is_waited_for_and_comes_once_there_is_room() {
+    let folder = tempfile::tempdir().unwrap();
+    let files = folder.path().join("model");
+    model::write(&files, model::Shape { hidden: 128, ..model::Shape::default() });
+    let of_model = fs::read_dir(&files).unwrap().map(|entry| entry.unwrap().path());
+    let named = |path: PathBuf| (path.file_name().unwrap().to_str().unwrap().to_owned(), fs::read(&path).unwrap());
+    let host = server::Server::start(&of_model.map(named).collect::<Vec<_>>()).await;
+    let manifest = Manifest::of(&files, &ManifestOptions::default()).unwrap();
+    let (cache, state) = (Cache::open(folder.path().join("cache")).unwrap(), folder.path().join("state"));
+    fs::create_dir_all(&state).unwrap();
+    let downloads = Downloads::start(cache, DownloadOptions::default(), Arc::new(SystemSpace)).unwrap();
+    let mirrors = vec![Mirror::new(&host.url()).unwrap()];
+    let wanted = Wanted::everything(&manifest.config);
+    let fetch = ModelFetch::new(manifest.clone(), None, None, mirrors.clone(), downloads.clone());
+    // By hand, smaller than anybody can set it.
+    let settings = Settings { disk_budget: ByteSize(1 << 20), disk_reserve: ByteSize(0), ..settings() };
+    let mut home = Home::start_with(&state, NodeModel::Fetched(Box::new(fetch)), settings.clone()).await;
+    home.presence.set(seen(1_000, false));
+    home.becomes("it looks for a coalition", |reason| *reason == Reason::NoCoalition).await;
+    let manifest = Arc::new(manifest);
+    let download = Download { manifest, signature: None, owner: None, wanted, mirrors, priority: 0 };
+    let id = downloads.add(download).await.unwrap();
+    home.becomes("there is no room", |reason| matches!(reason, Reason::DiskFull { .. })).await;
+    let sentence = home.view.borrow().clone().unwrap().sentence;
+    assert!(sentence.starts_with("Waiting: ") && sentence.contains("disk"), "{sentence}");
+    home.ask(Wish::Settings(Box::new(Settings { disk_budget: ByteSize(1 << 30), ..settings }))).await;
+    home.becomes("there is room", |reason| !matches!(reason, Reason::DiskFull { .. })).await;
+    let ended = timeout(PATIENCE, downloads.ended(id)).await.expect("it comes").unwrap();
+    assert_eq!(ended.state, DownloadState::Done, "{ended}");
+    home.stop().await;
+    downloads.stop().await;
 }

@@ -216,6 +216,17 @@ impl Cache {
         Ok(DiskUse { used: ByteSize(self.used_bytes()?), free: self.free(space)?.map(ByteSize) })
     }
 
+    /// What of it would stay if everything went that may go, and what would be free then: for whoever decides whether more
+    /// fits, without making room.
+    pub fn disk_use_kept(&self, space: &dyn Space) -> Result<DiskUse, CacheError> {
+        let _guard = self.guard(true)?;
+        let files = self.files()?;
+        let used = total(&files);
+        let may_go = total(&self.candidates(files)?);
+        let free = self.free(space)?.map(|free| ByteSize(free.saturating_add(may_go)));
+        Ok(DiskUse { used: ByteSize(used.saturating_sub(may_go)), free })
+    }
+
     fn free(&self, space: &dyn Space) -> Result<Option<u64>, CacheError> {
         match space.free(&self.root) {
             Err(error) if error.kind() == io::ErrorKind::Unsupported => Ok(None),

@@ -1,13 +1,19 @@
 //! What the sensors tell, in the policy's words.
 
-use pool_policy::{Activity as Doing, Celsius, Gpu, GpuId, Percent, Problem, Shard, Signals};
+use pool_policy::{Activity as Doing, Celsius, Disk, Gpu, GpuId, Percent, Problem, Shard, Signals};
 use pool_sense::{GpuLoad, Snapshot};
 use pool_types::{ByteSize, LayerRange, Reading};
 
 use crate::node::Activity;
 
 /// Puts together what is known of one moment.
-pub(super) fn of(seen: &Snapshot, activity: &Activity, model: &str, problem: Option<Problem>) -> Signals {
+pub(super) fn of(
+    seen: &Snapshot,
+    activity: &Activity,
+    model: &str,
+    problem: Option<Problem>,
+    disk: Option<Reading<Disk>>,
+) -> Signals {
     let shard = |layers: &LayerRange| Shard { model: model.to_owned(), layers: *layers };
     let coalition = |members: &usize| u32::try_from(*members).unwrap_or(u32::MAX);
     let computes = *activity != Activity::Idle;
@@ -18,7 +24,9 @@ pub(super) fn of(seen: &Snapshot, activity: &Activity, model: &str, problem: Opt
         programs: seen.programs.reading.clone(),
         on_battery: seen.power.reading.clone().map(|power| power.on_battery),
         metered: seen.metered.reading.clone().map(|metered| metered.metered),
-        disk: Reading::unavailable("the model lies in a folder of the owner's, and nothing is downloaded"),
+        disk: disk.unwrap_or_else(|| {
+            Reading::unavailable("the model lies in a folder of the owner's, and nothing is downloaded")
+        }),
         gpus: seen.gpus.reading.clone().map(|gpus| gpus.cards.iter().map(|card| gpu(card, computes)).collect()),
         problem,
         updating: None,
@@ -109,7 +117,7 @@ mod tests {
             })),
             ..Snapshot::nothing()
         };
-        let signals = of(&seen, &Activity::Idle, "tiny", None);
+        let signals = of(&seen, &Activity::Idle, "tiny", None, None);
         assert_eq!(signals.idle, Reading::Known(Duration::from_secs(7)));
         assert_eq!(signals.on_battery, Reading::Known(true));
         assert!(signals.full_screen.known().is_none() && signals.metered.known().is_none(), "nothing is made up");
@@ -122,7 +130,7 @@ mod tests {
         assert_eq!(gpu.busy, Reading::Known(Percent(40)), "while we do nothing, all work is others'");
 
         let serving = Activity::Serving { layers: LayerRange::new(0, 4).unwrap(), members: 2, requests: 3 };
-        let signals = of(&seen, &serving, "tiny", None);
+        let signals = of(&seen, &serving, "tiny", None, None);
         assert!(signals.gpus.known().unwrap()[0].busy.known().is_none(), "our own work is not taken for others'");
         assert!(matches!(signals.activity, Doing::Serving { coalition: 2, requests: 3, .. }), "{:?}", signals.activity);
     }
