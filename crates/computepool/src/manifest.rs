@@ -94,10 +94,11 @@ pub(crate) fn read(file: &Path, arguments: &NodeArguments) -> Result<ToFetch> {
 }
 
 impl ToFetch {
-    /// Begins to be able to fetch. Inside a runtime.
-    pub(crate) fn start(self) -> Result<ModelFetch> {
+    /// Begins to be able to fetch; `held` until somebody lets the downloads go on. Inside a runtime.
+    pub(crate) fn start(self, held: bool) -> Result<ModelFetch> {
         let Self { manifest, signature, owner, mirrors, tokens, cache } = self;
-        let downloads = Downloads::start_with_tokens(cache, DownloadOptions::default(), Arc::new(SystemSpace), tokens)?;
+        let options = DownloadOptions { paused: held, ..DownloadOptions::default() };
+        let downloads = Downloads::start_with_tokens(cache, options, Arc::new(SystemSpace), tokens)?;
         Ok(ModelFetch::new(manifest, signature, owner, mirrors, downloads))
     }
 }

@@ -61,7 +61,8 @@ pub(crate) fn run(arguments: NodeArguments) -> Result<ExitCode> {
             stop::with_parent(shutdown.clone());
         }
         let model = match (fetched, local) {
-            (Some(fetched), _) => NodeModel::Fetched(Box::new(fetched.start()?)),
+            // An owner's downloads wait for the first decision.
+            (Some(fetched), _) => NodeModel::Fetched(Box::new(fetched.start(policy.is_some())?)),
             (None, Some(path)) => NodeModel::Local(path),
             (None, None) => bail!("say which model to serve: --model or --manifest"),
         };

@@ -53,6 +53,9 @@ const POLL: Duration = Duration::from_secs(5);
 /// What goes with a question.
 const NOTHING: Option<&()> = None;
 
+/// Blocks on top of one before what it holds is booked.
+const CONFIRMATIONS: u64 = 3;
+
 /// The node's memory of itself, in its state folder.
 fn database(state: &Path) -> PathBuf {
     state.join("node.db")
@@ -129,8 +132,10 @@ pub(crate) async fn run(
     let closing = CancellationToken::new();
     let income = match chain {
         Some((config, book)) => {
+            // Nobody takes blocks of a local chain back, and it may make none for long.
+            let confirmations = if book.network == "local" { 0 } else { CONFIRMATIONS };
             let chain = Chain::unchecked(config, book)?;
-            Some(Income::follow(chain, node.wallet.address(), store.clone(), closing.clone()).await?)
+            Some(Income::follow(chain, node.wallet.address(), store.clone(), confirmations, closing.clone()).await?)
         }
         None => None,
     };

@@ -165,8 +165,11 @@ impl Home {
     async fn begin(&mut self) {
         let state = self.files.state();
         let cache = Cache::open(state.join("models")).unwrap();
-        let options =
-            DownloadOptions { budget: Budget { most: None, keep_free: ByteSize(0) }, ..DownloadOptions::default() };
+        let options = DownloadOptions {
+            budget: Budget { most: None, keep_free: ByteSize(0) },
+            paused: true,
+            ..DownloadOptions::default()
+        };
         let downloads = Downloads::start(cache, options, Arc::new(SystemSpace)).unwrap();
         let mirrors = vec![Mirror::new(&self.host.url()).unwrap()];
         let fetch = ModelFetch::new(self.manifest.clone(), None, None, mirrors, downloads);

@@ -37,7 +37,7 @@ struct Home {
 impl Home {
     async fn start(local: &LocalChain, operator: alloy_primitives::Address, store: &Store, time: &Time) -> Self {
         let shutdown = CancellationToken::new();
-        let income = Income::follow(local.chain().clone(), operator, store.clone(), shutdown.clone());
+        let income = Income::follow(local.chain().clone(), operator, store.clone(), 0, shutdown.clone());
         let income = income.await.unwrap();
         let settings = Settings { electricity_price: Some(price()), ..Settings::default() };
         let signals = Signals::unavailable("this is a test");

@@ -1,10 +1,6 @@
 //! A model that is not here: fetched as far as the node is assigned layers of it, and no further.
 
-use std::{
-    collections::BTreeMap,
-    path::PathBuf,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-};
+use std::{path::PathBuf, sync::Arc};
 
 use alloy_primitives::Address;
 use pool_models::{
@@ -14,8 +10,7 @@ use pool_models::{
 use pool_types::{LayerRange, ModelId};
 use tokio::sync::watch;
 
-/// A model by its manifest, and who has it. Clones share what they have begun to fetch, so that a download goes on from
-/// one shift to the next.
+/// A model by its manifest, and who has it. A download goes on from one shift to the next, and from one run to the next.
 #[derive(Clone, Debug)]
 pub struct ModelFetch {
     manifest: Arc<Manifest>,
@@ -23,7 +18,6 @@ pub struct ModelFetch {
     owner: Option<Address>,
     mirrors: Vec<Mirror>,
     downloads: Downloads,
-    begun: Arc<Mutex<BTreeMap<(u32, u32), DownloadId>>>,
 }
 
 impl ModelFetch {
@@ -35,7 +29,7 @@ impl ModelFetch {
         mirrors: Vec<Mirror>,
         downloads: Downloads,
     ) -> Self {
-        Self { manifest: Arc::new(manifest), signature, owner, mirrors, downloads, begun: Arc::default() }
+        Self { manifest: Arc::new(manifest), signature, owner, mirrors, downloads }
     }
 
     /// Which model it is.
@@ -56,43 +50,19 @@ impl ModelFetch {
     /// Begins to fetch these layers, or goes on with it. Others of this model are no longer this machine's: what is here
     /// of them stays until the space is needed.
     pub(crate) async fn begin(&self, layers: LayerRange) -> Result<Fetching, DownloadError> {
-        let key = (layers.start(), layers.end());
-        let others: Vec<DownloadId> = self.begun().extract_if(.., |other, _| *other != key).map(|(_, id)| id).collect();
-        for id in others {
-            match self.downloads.cancel(id).await {
-                Ok(()) | Err(DownloadError::Unknown) => {}
-                Err(error) => return Err(error),
-            }
-        }
-        let known = self.begun().get(&key).copied();
-        let known = known.filter(|id| self.downloads.watch().borrow().downloads.iter().any(|status| status.id == *id));
         let wanted = Wanted::shard(layers, &self.manifest.config);
-        let id = match known {
-            // One that failed tries all its hosts again.
-            Some(id) => {
-                self.downloads.resume(id).await?;
-                id
-            }
-            None => {
-                let download = Download {
-                    manifest: self.manifest.clone(),
-                    signature: self.signature.clone(),
-                    owner: self.owner,
-                    wanted,
-                    mirrors: self.mirrors.clone(),
-                    priority: 0,
-                };
-                let id = self.downloads.add(download).await?;
-                self.begun().insert(key, id);
-                id
-            }
+        let download = Download {
+            manifest: self.manifest.clone(),
+            signature: self.signature.clone(),
+            owner: self.owner,
+            wanted,
+            mirrors: self.mirrors.clone(),
+            priority: 0,
         };
+        // One that is in the list stays there, with its place and its pause; one that failed tries all its hosts again.
+        let id = self.downloads.add(download).await?;
         self.downloads.unassign_others(self.manifest.hash(), wanted).await?;
         Ok(Fetching { id, list: self.downloads.watch(), seen: false })
-    }
-
-    fn begun(&self) -> MutexGuard<'_, BTreeMap<(u32, u32), DownloadId>> {
-        self.begun.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -93,14 +93,17 @@ struct Books {
 
 impl Income {
     /// Follows what `operator` earns, with books in `store`, until `shutdown`. What was known before is known at once.
+    /// Blocks with fewer than `confirmations` on top are not read yet: each time the chain takes back what was read, all of it
+    /// is read anew.
     pub async fn follow(
         chain: Chain,
         operator: Address,
         store: Store,
+        confirmations: u64,
         shutdown: CancellationToken,
     ) -> Result<Self, StoreError> {
         let ((show, view), (list, pools)) = (watch::channel(IncomeView::default()), watch::channel(Vec::new()));
-        let follower = Follower { chain: chain.clone(), operator, store, show, list };
+        let follower = Follower { chain: chain.clone(), operator, store, confirmations, show, list };
         follower.open().await?;
         tokio::spawn(async move {
             tokio::select! {
@@ -146,6 +149,7 @@ struct Follower {
     chain: Chain,
     operator: Address,
     store: Store,
+    confirmations: u64,
     show: watch::Sender<IncomeView>,
     /// Pools in which the operator ever had units.
     list: watch::Sender<Vec<Address>>,
@@ -232,8 +236,12 @@ impl Follower {
     }
 
     fn begin(&self, books: &Books) -> Following {
-        let options =
-            FollowOptions { sessions: Sessions::Nobodys, idle_blocks: IDLE_BLOCKS, ..FollowOptions::default() };
+        let options = FollowOptions {
+            sessions: Sessions::Nobodys,
+            confirmations: self.confirmations,
+            idle_blocks: IDLE_BLOCKS,
+            ..FollowOptions::default()
+        };
         self.chain.follow(books.cursor.clone(), options)
     }
 
