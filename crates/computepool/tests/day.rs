@@ -33,7 +33,7 @@ use pool_types::{ByteSize, Energy, LayerRange, Reading};
 use server::Server;
 use support::{Files, PATIENCE, ask, descendants, member, model, node_config, orchestrator_config, request, runs};
 use tokio::{
-    sync::{mpsc, oneshot, watch},
+    sync::{Mutex, mpsc, oneshot, watch},
     task::JoinHandle,
     time::{sleep, timeout},
 };
@@ -43,6 +43,9 @@ use tokio_util::sync::CancellationToken;
 const STEP: u64 = 5;
 /// What the card draws, in watts.
 const DRAW: u64 = 200;
+/// One machine at a time: a shard is known by whose child it is, and all tests may be threads of one process.
+static TURN: Mutex<()> = Mutex::const_new(());
+
 /// What the machine's memory of the shard shows on its card.
 const HELD: ByteSize = ByteSize(3 << 30);
 
@@ -58,6 +61,8 @@ struct Seen {
     celsius: u32,
     /// Seconds since the card was first looked at.
     card: u64,
+    /// Whether there is a second card, which nobody else uses.
+    second: bool,
 }
 
 impl Seen {
@@ -68,26 +73,27 @@ impl Seen {
             measured: Duration::from_secs(self.card),
             not_measured: Duration::ZERO,
         };
-        let card = Gpu {
-            index: 0,
-            uuid: Reading::Known("GPU-1".to_owned()),
+        let card = |index: u32, load: u8| Gpu {
+            index,
+            uuid: Reading::Known(format!("GPU-{}", index + 1)),
             name: Reading::Known("RTX 4090".to_owned()),
             memory_total: Reading::Known(24 << 30),
             memory_used: Reading::Known(1 << 30),
             memory_ours: Reading::Known(0),
             memory_others: Reading::Known(1 << 30),
-            load: Reading::Known(GpuLoad::Others(self.load)),
+            load: Reading::Known(GpuLoad::Others(load)),
             temperature: Reading::Known(self.celsius),
             power_milliwatts: Reading::Known(u32::try_from(1000 * DRAW).unwrap()),
             energy: Reading::Known(energy),
         };
+        let cards = std::iter::once(card(0, self.load)).chain(self.second.then(|| card(1, 0))).collect();
         Snapshot {
             input: Sensed::now(Reading::Known(Idle { idle_for, source: IdleSource::X11 })),
             full_screen: Sensed::now(Reading::Known(self.full_screen)),
             kept_awake: Sensed::now(Reading::Known(false)),
             power: Sensed::now(Reading::Known(Power { on_battery: self.on_battery, charge_percent: None })),
             metered: Sensed::now(Reading::Known(Metered { metered: false, stated: true })),
-            gpus: Sensed::now(Reading::Known(Gpus { driver_version: "580".to_owned(), cards: vec![card] })),
+            gpus: Sensed::now(Reading::Known(Gpus { driver_version: "580".to_owned(), cards })),
             ..Snapshot::nothing()
         }
     }
@@ -141,7 +147,8 @@ impl Home {
         let config = node_config(address, &roster, wallet, PathBuf::new());
         // A Wednesday, nine in the morning in Berlin.
         let time = date(2026, 11, 25).at(9, 0, 0, 0).to_zoned(zone()).unwrap().timestamp().as_second() as u64;
-        let seen = Seen { idle: 0, full_screen: false, on_battery: false, load: 0, celsius: 50, card: 0 };
+        let seen =
+            Seen { idle: 0, full_screen: false, on_battery: false, load: 0, celsius: 50, card: 0, second: false };
         let presence = Arc::new(FixedPresence::new(seen.snapshot()));
         let now = Moment { wall: Timestamp::from_second(time as i64).unwrap(), steady: Duration::ZERO };
         let mut home = Self {
@@ -321,6 +328,7 @@ fn zone() -> TimeZone {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_day_goes_by_and_the_machine_is_its_owners_whenever_they_need_it() {
+    let _turn = TURN.lock().await;
     let mut home = Home::start().await;
 
     // Nine o'clock: somebody works.
@@ -440,14 +448,48 @@ async fn a_day_goes_by_and_the_machine_is_its_owners_whenever_they_need_it() {
     assert!(shifts[0].work.tokens > 8, "a prompt and eight tokens: {:?}", shifts[0]);
     assert!(night < 3_600_000, "what the machine slept through was not served: {night} ms");
 
-    home.shutdown.cancel();
-    let node = home.node.take().unwrap();
-    node.task.abort();
-    let _ = node.task.await;
-    timeout(PATIENCE, home.server).await.unwrap().unwrap();
+    home.end().await;
+}
+
+/// The card that a shard may see.
+fn card_of(shard: u32) -> Option<String> {
+    let environment = fs::read(format!("/proc/{shard}/environ")).unwrap_or_default();
+    let environment = String::from_utf8_lossy(&environment).into_owned();
+    environment.split('\0').find_map(|pair| pair.strip_prefix("CUDA_VISIBLE_DEVICES=").map(str::to_owned))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_card_that_somebody_needs_is_left_for_another() {
+    let _turn = TURN.lock().await;
+    let mut home = Home::start().await;
+    home.seen.second = true;
+    home.serves("both cards are free").await;
+    let first = home.shard().unwrap();
+    assert_eq!(card_of(first).as_deref(), Some("GPU-1"));
+    // Somebody draws on the first card. Serving goes on, on the other one.
+    home.seen.load = 40;
+    home.pass(10, true).await;
+    let began = Instant::now();
+    while runs(first) {
+        assert!(began.elapsed() < Duration::from_millis(1500), "the card is given back at once");
+        sleep(Duration::from_millis(5)).await;
+    }
+    home.serves("the other card is free").await;
+    assert_eq!(card_of(home.shard().unwrap()).as_deref(), Some("GPU-2"));
+    let yields = home.node().store.yields(9).await.unwrap();
+    assert!(yields[0].reason.contains("RTX 4090"), "{yields:?}");
+    home.end().await;
 }
 
 impl Home {
+    async fn end(mut self) {
+        self.shutdown.cancel();
+        let node = self.node.take().unwrap();
+        node.task.abort();
+        let _ = node.task.await;
+        timeout(PATIENCE, self.server).await.unwrap().unwrap();
+    }
+
     async fn waits_for_key(&mut self) {
         self.seen.idle = 0;
         self.presence.set(self.seen.snapshot());

@@ -89,7 +89,7 @@ fn adding_a_model_waits_for_whoever_holds_the_cache() {
             !adding.is_finished(),
             "two who add at once would each leave half of it, so nobody else may be at work"
         );
-        holder.unlock().unwrap();
+        drop(holder);
         adding.join().unwrap().unwrap();
     });
 }

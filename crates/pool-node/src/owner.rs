@@ -20,7 +20,9 @@ use std::{
 use jiff::tz::TimeZone;
 use pool_coalition::stand_down::Manner;
 use pool_models::Budget;
-use pool_policy::{Action, Command, Decision, Downloads, Memory, Moment, Percent, Problem, Settings, Signals, decide};
+use pool_policy::{
+    Action, Command, Decision, Downloads, GpuDecision, Memory, Moment, Percent, Problem, Settings, Signals, decide,
+};
 use pool_sense::Presence;
 use pool_store::{DecisionRecord, Store, StoreError, YieldTimes};
 use pool_types::Reading;
@@ -262,8 +264,19 @@ impl Keeper {
     fn act(&mut self, decision: &Decision, now: Moment, input: &watch::Receiver<Reading<Instant>>) {
         match decision.action {
             Action::Share | Action::ShareGently(_) => {
+                let usable = |gpu: &&GpuDecision| gpu.may_use;
                 if self.running.is_none() && self.problem.is_none() {
-                    self.running = Some(Running::start(self.config.node.clone(), self.config.presence.clone()));
+                    let card = decision.gpus.iter().find(usable).map(|gpu| gpu.id.clone());
+                    let (node, presence) = (self.config.node.clone(), self.config.presence.clone());
+                    self.running = Some(Running::start(node, card, presence));
+                }
+                // Its own card is needed for something else; the next shift takes another one.
+                if let Some(running) = &mut self.running
+                    && let Some(card) = running.gpu.clone()
+                    && !decision.gpus.iter().filter(usable).any(|gpu| gpu.id == card)
+                {
+                    let name = decision.gpus.iter().find(|gpu| gpu.id == card).map_or(card.0, |gpu| gpu.name.clone());
+                    running.leave(Manner::Yield, Instant::now(), format!("The {name} is not free any more"));
                 }
                 let duty = if let Action::ShareGently(Percent(duty)) = decision.action { duty } else { 100 };
                 self.running.iter().for_each(|running| running.shift.set_duty(duty));

@@ -33,6 +33,8 @@ pub(crate) struct ShardCommand {
     pub(crate) program: PathBuf,
     pub(crate) threads: u32,
     pub(crate) cpus: Vec<usize>,
+    /// The one GPU that it may see; all of them where none is named.
+    pub(crate) gpu: Option<String>,
 }
 
 /// What a shard process does.
@@ -70,6 +72,10 @@ impl ShardProcess {
         }
         // candle sizes its pools from these at first use; see pool-engine's `threads` module.
         program.env("CANDLE_NUM_THREADS", &threads).env("RAYON_NUM_THREADS", &threads);
+        if let Some(gpu) = &command.gpu {
+            // As CUDA knows it; its numbers could be others than the driver's.
+            program.env("CUDA_VISIBLE_DEVICES", gpu);
+        }
         program.env_remove(crate::identity::PASSPHRASE_VARIABLE);
         program.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
         let mut child = program.spawn().map_err(wrap)?;

@@ -94,6 +94,7 @@ impl Home {
                 uplink_bytes_per_second: None,
             },
             cpus: Vec::new(),
+            gpu: None,
             quantise: false,
             loopback_only: true,
             vote: None,

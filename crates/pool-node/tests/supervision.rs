@@ -146,6 +146,7 @@ impl Node {
                 uplink_bytes_per_second: None,
             },
             cpus: Vec::new(),
+            gpu: None,
             quantise: false,
             loopback_only: true,
             vote: None,

@@ -163,10 +163,26 @@ fn keep_aside(path: &Path) -> Result<PathBuf, StoreError> {
         let from = with(part);
         if from.exists() {
             let to = with(&format!("{aside}{part}"));
-            rename(&from, &to).map_err(|source| StoreError::File { path: from, source })?;
+            rename_in_use(&from, &to).map_err(|source| StoreError::File { path: from, source })?;
         }
     }
     Ok(with(&aside))
+}
+
+/// Renames a file that somebody may be about to close: Windows refuses until they have (our own connection a moment ago,
+/// or a program that looks for viruses).
+fn rename_in_use(from: &Path, to: &Path) -> io::Result<()> {
+    const SHARING_VIOLATION: i32 = 32;
+    let mut tries = 0;
+    loop {
+        match rename(from, to) {
+            Err(error) if cfg!(windows) && error.raw_os_error() == Some(SHARING_VIOLATION) && tries < 40 => {
+                tries += 1;
+                std::thread::sleep(Duration::from_millis(50));
+            }
+            done => return done,
+        }
+    }
 }
 
 #[cfg(test)]

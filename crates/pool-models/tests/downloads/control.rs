@@ -331,7 +331,7 @@ async fn a_cache_that_another_program_tidies_is_waited_for() {
         waiting.message.as_deref(),
         Some("another program is tidying the model cache; the download goes on by itself when it is done")
     );
-    tidier.unlock().unwrap();
+    drop(tidier);
     let ended = downloads.ended(id).await.unwrap();
     assert_eq!(ended.state, DownloadState::Done, "it tried again by itself: {ended}");
     assert_same(&Model::open(folder.path()).unwrap(), &Model::open(&ended.path).unwrap(), wanted);

@@ -212,8 +212,10 @@ async fn a_download_whose_manifest_broke_is_said_and_mended_by_adding_it_again()
 #[tokio::test(flavor = "multi_thread")]
 async fn one_process_keeps_the_queue_and_another_takes_it_over() {
     let scene = scene(505).await;
-    let (first, second) = (scene.start_paused(), start(&scene.cache));
+    let first = scene.start_paused();
+    // The queue is written when this is answered: the first one keeps it.
     first.add(download(&scene.manifest, scene.part(0), &[&scene.server])).await.unwrap();
+    let second = start(&scene.cache);
     until(&second, "it is said", |overview| overview.queue.problem.is_some()).await;
     let id = second.add(download(&scene.manifest, scene.part(1), &[&scene.server])).await.unwrap();
     assert_eq!(second.ended(id).await.unwrap().state, DownloadState::Done, "it downloads all the same");

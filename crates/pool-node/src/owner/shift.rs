@@ -7,7 +7,7 @@ use std::{
 };
 
 use pool_coalition::stand_down::Manner;
-use pool_policy::Problem;
+use pool_policy::{GpuId, Problem};
 use pool_sense::Presence;
 use pool_store::YieldRecord;
 use pool_types::{ByteSize, Failure, ReasonCode};
@@ -23,6 +23,8 @@ use crate::{
 
 /// A node that serves, or is about to.
 pub(super) struct Running {
+    /// The card that it runs on; none for the processor.
+    pub(super) gpu: Option<GpuId>,
     pub(super) shift: Shift,
     changes: watch::Receiver<(Activity, Option<u32>)>,
     leave: watch::Sender<Option<Manner>>,
@@ -52,13 +54,14 @@ pub(super) enum Finished {
 }
 
 impl Running {
-    pub(super) fn start(config: NodeConfig, presence: Arc<dyn Presence>) -> Self {
+    pub(super) fn start(config: NodeConfig, gpu: Option<GpuId>, presence: Arc<dyn Presence>) -> Self {
+        let config = NodeConfig { gpu: gpu.as_ref().map(|gpu| gpu.0.clone()), ..config };
         let ((leave, told), shift) = (watch::channel(None), Shift::default());
         // Nobody shuts a shift down: it leaves, and says so.
         let serving = serve(config, CancellationToken::new(), told, shift.clone());
         let task = tokio::spawn(with_memory(serving, shift.clone(), presence));
         let changes = shift.changes();
-        Self { shift, changes, leave, asked: None, served: false, task }
+        Self { gpu, shift, changes, leave, asked: None, served: false, task }
     }
 
     /// Tells the node to leave, once; after a drain it may still be told to give the machine back.
