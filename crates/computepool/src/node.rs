@@ -41,7 +41,8 @@ pub(crate) fn run(arguments: NodeArguments) -> Result<ExitCode> {
     let roster = read_roster(&arguments.roster)?;
     let fetched = arguments.manifest.as_deref().map(|file| manifest::read(file, &arguments)).transpose()?;
     let (local, vote) = (arguments.model, arguments.registry);
-    let chain = owner::chain(&arguments.chain)?;
+    // Only an owner's node keeps books; others may find the variable that names a chain in their environment.
+    let chain = if arguments.policy { owner::chain(&arguments.chain)? } else { None };
     let config = |model| NodeConfig {
         orchestrator: arguments.orchestrator,
         roster,
