@@ -157,8 +157,9 @@ async fn worked(pool: &Pool) -> f64 {
         let members = view["members"].as_array().unwrap();
         members.iter().map(|member| member["stats"]["busy_seconds"].as_f64().unwrap_or(0.0)).fold(0.0, f64::max)
     };
-    let mut last = busy().await;
+    let (mut last, began) = (busy().await, Instant::now());
     loop {
+        assert!(began.elapsed() < PATIENCE, "the shards' work does not come to rest: {}", coalition(&pool.url).await);
         // Shards report every second.
         tokio::time::sleep(Duration::from_millis(1200)).await;
         let now = busy().await;
@@ -177,9 +178,9 @@ async fn a_quiet_node_rests_between_steps_and_answers_the_same() {
     let (before, began) = (worked(&pool).await, Instant::now());
     let (status, quiet) = ask(&pool.url, &question).await;
     let took = began.elapsed().as_secs_f64();
+    assert_eq!((status, &quiet["choices"]), (200, &fast["choices"]), "resting changes no answer: {quiet}");
     let worked = worked(&pool).await - before;
     println!("at a duty of 10 %: {worked:.3} s of work in {took:.3} s");
-    assert_eq!((status, &quiet["choices"]), (200, &fast["choices"]), "resting changes no answer");
     assert!(worked > 0.0 && worked < 0.25 * took, "{worked} s of work in {took} s is no tenth of the time");
     pool.stop().await;
 }

@@ -158,6 +158,7 @@ impl Service {
         let thread = std::thread::Builder::new()
             .name("engine".into())
             .spawn(move || {
+                let _fate = SharedFate;
                 if let Err(error) = pool_link::turns::ordinary() {
                     tracing::debug!(%error, "the engine's thread runs in short turns");
                 }
@@ -230,6 +231,18 @@ impl Service {
             loaded.ticker.abort();
             let _ = loaded.inbox.send(Event::Stop).await;
             let _ = tokio::task::spawn_blocking(move || loaded.thread.join()).await;
+        }
+    }
+}
+
+/// A shard whose engine has crashed is of no use, and silent: the process ends with it, and the node hears of it at once.
+struct SharedFate;
+
+impl Drop for SharedFate {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            tracing::error!("the engine has crashed; the shard ends");
+            std::process::exit(101);
         }
     }
 }

@@ -89,7 +89,7 @@ pub fn run(
                 Ok(event) => Some(event),
                 Err(mpsc::error::TryRecvError::Disconnected) => break,
                 Err(mpsc::error::TryRecvError::Empty) => match rests_until {
-                    Some(until) => match runtime.block_on(timeout_at(until.into(), inbox.recv())) {
+                    Some(until) => match runtime.block_on(async { timeout_at(until.into(), inbox.recv()).await }) {
                         Ok(event) => event,
                         Err(_) => {
                             rests_until = None;
