@@ -114,7 +114,13 @@ fn a_machine_without_a_screen_earns_in_its_hours_and_says_so() {
     let (_keep, wallet) = folder();
     let wallet = text(&wallet);
     let payer = ["--wallet", wallet, "--development-account", "1", "--rpc", &devnet.rpc];
-    let opened = json(&[&["session", "open", "--api", &api, "--seconds", "60"], &payer[..]].concat());
+    // Sessions are sold once the coalition is active on the chain, too.
+    let open = [&["session", "open", "--api", &api, "--seconds", "60", "--json"], &payer[..]].concat();
+    let opened = until(
+        "a session is sold",
+        || serde_json::from_str(&said(money(&open).output().unwrap()).1).unwrap_or_default(),
+        |opened| opened["session"]["id"].is_string(),
+    );
     let session = opened["session"]["id"].as_str().unwrap();
     // The chain counts whole seconds, so an answer is asked for until one has passed.
     until(

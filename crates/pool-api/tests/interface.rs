@@ -161,8 +161,9 @@ async fn the_past_is_told_newest_first_and_events_as_they_come() {
     let (_, past) = interface.ask(Method::GET, "/v1/owner/decisions?last=2", None).await;
     let past: Vec<PastDecision> = serde_json::from_value(past).unwrap();
     assert_eq!(past.iter().map(|decision| decision.at).collect::<Vec<_>>(), [3, 2]);
-    let (status, downloads) = interface.ask(Method::GET, "/v1/owner/downloads", None).await;
-    assert_eq!((status, downloads), (StatusCode::OK, json!([])), "a node with its own files fetches nothing");
+    let (status, list) = interface.ask(Method::GET, "/v1/owner/downloads", None).await;
+    assert_eq!((status, &list["downloads"]), (StatusCode::OK, &json!([])), "a node with its own files fetches nothing");
+    assert_eq!(interface.ask(Method::GET, "/v1/owner/models", None).await, (StatusCode::OK, json!([])));
 
     let mut request = format!("ws://{}/v1/owner/events", interface.access.address).into_client_request().unwrap();
     let token = format!("Bearer {}", interface.access.token).parse().unwrap();
