@@ -29,7 +29,7 @@ mod verify;
 mod wallet;
 mod when;
 
-use std::process::ExitCode;
+use std::{panic, process::ExitCode};
 
 use arguments::{Arguments, Command};
 use clap::{CommandFactory, Parser};
@@ -37,7 +37,21 @@ use clap::{CommandFactory, Parser};
 /// Something could not be done as asked; one sentence says what and what to do about it.
 const CANNOT: u8 = 2;
 
+/// Whoever reads what is printed may have read enough (`computepool log | head`): that ends the program, and is no crash.
+fn end_with_the_reader() {
+    let crash = panic::take_hook();
+    panic::set_hook(Box::new(move |what| {
+        let told = what.payload().downcast_ref::<String>().map_or("", String::as_str);
+        if told.starts_with("failed printing to stdout") && told.contains("Broken pipe") {
+            // As a program that the signal ends.
+            std::process::exit(128 + nix::sys::signal::Signal::SIGPIPE as i32);
+        }
+        crash(what);
+    }));
+}
+
 fn main() -> ExitCode {
+    end_with_the_reader();
     // Chains and orchestrators may be behind TLS, and the dependencies bring two kinds of cryptography: rustls takes
     // neither unless one is named. It can only be named twice by mistake, and the first stands.
     let _ = rustls::crypto::ring::default_provider().install_default();

@@ -15,6 +15,7 @@ use pool_coalition::{Roster, RosterRole};
 use serde_json::Value;
 use support::{
     Files, PATIENCE, Running, address_of, ask, ask_until_served, computepool, member, request, run, with_passphrase,
+    without_desktop,
 };
 
 /// Turns one weight of a matrix of layer 2 into no number, or back.
@@ -87,10 +88,7 @@ async fn rotten_layers_serve_nobody_and_their_owner_is_told() {
     let url = format!("{}/v1", listening.replace("ws://", "http://"));
     let mut command = with_passphrase(node(&listening));
     command.args(["--policy", "--share-cpu"]).arg("--settings").arg(&settings);
-    for variable in ["DISPLAY", "WAYLAND_DISPLAY", "XDG_RUNTIME_DIR", "DBUS_SESSION_BUS_ADDRESS"] {
-        command.env_remove(variable);
-    }
-    command.env("DBUS_SYSTEM_BUS_ADDRESS", "unix:path=/no/such/bus").stderr(Stdio::null());
+    without_desktop(&mut command).stderr(Stdio::null());
     let mut running = Running(command.spawn().unwrap());
 
     let told = until("the owner is told", &state, |told| told["state"]["stage"] == "problem").await;

@@ -68,3 +68,20 @@ fn completions_are_printed_for_common_shells() {
         assert!(text(&output.stdout).contains("computepool"), "{shell}");
     }
 }
+
+#[test]
+fn who_has_read_enough_sees_no_crash() {
+    let files = Files::new();
+    let mut child = support::computepool()
+        .args(["inspect"])
+        .arg(files.model())
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    // Nobody reads, from the first byte on.
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&output.stderr), "");
+    assert_eq!(output.status.code(), Some(141), "as a program that the signal ends");
+}

@@ -17,7 +17,7 @@ use std::{
 use money_support::{DevnetProcess, folder, good, json, money, refused, said, text};
 use pool_coalition::{Roster, RosterRole};
 use serde_json::Value;
-use support::{Files, PATIENCE, Running, address_of, computepool, member, with_passphrase};
+use support::{Files, PATIENCE, Running, address_of, computepool, member, with_passphrase, without_desktop};
 
 /// A wei amount that an interface tells as text with all its decimals.
 fn wei(value: &Value) -> i128 {
@@ -91,11 +91,8 @@ fn a_machine_without_a_screen_earns_in_its_hours_and_says_so() {
     let mut command = with_passphrase(node(&files, &base, &listening));
     command.args(["--policy", "--share-cpu", "--registry", &registry, "--rpc", &devnet.rpc]);
     command.arg("--settings").arg(&settings);
-    for variable in ["DISPLAY", "WAYLAND_DISPLAY", "XDG_RUNTIME_DIR", "DBUS_SESSION_BUS_ADDRESS"] {
-        command.env_remove(variable);
-    }
     let errors = fs::File::create(base.join("errors")).unwrap();
-    command.env("DBUS_SYSTEM_BUS_ADDRESS", "unix:path=/no/such/bus").stderr(errors);
+    without_desktop(&mut command).stderr(errors);
     let mut running = Running(command.spawn().unwrap());
     let state = base.join("owner");
     let of_owner = ["--state", text(&state)];

@@ -20,7 +20,7 @@ use pool_coalition::{Roster, RosterRole};
 use serde_json::Value;
 use support::{
     Files, PATIENCE, Running, Stream, address_of, ask, assert_gone, computepool, descendants, member, request, run,
-    runs, wait, with_passphrase,
+    runs, wait, with_passphrase, without_desktop,
 };
 use x_server::XServer;
 
@@ -67,12 +67,8 @@ impl Home {
         let settings = base.join("settings.json");
         fs::write(&settings, r#"{ "start_after": 10, "notice": 0, "rest_after_stop": 10 }"#).unwrap();
         let mut node = with_passphrase(node(&listening));
-        node.arg("--policy").arg("--settings").arg(&settings).arg("--share-cpu").env("DISPLAY", &screen.display);
-        // Nothing of the machine that runs the test: its screen, its desktop, its battery.
-        for variable in ["WAYLAND_DISPLAY", "XDG_RUNTIME_DIR", "DBUS_SESSION_BUS_ADDRESS"] {
-            node.env_remove(variable);
-        }
-        node.env("DBUS_SYSTEM_BUS_ADDRESS", "unix:path=/no/such/bus");
+        node.arg("--policy").arg("--settings").arg(&settings).arg("--share-cpu");
+        without_desktop(&mut node).env("DISPLAY", &screen.display);
         node.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
         let node = Running(node.spawn().unwrap());
         let url = format!("{}/v1", listening.replace("ws://", "http://"));

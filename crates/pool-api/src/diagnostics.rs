@@ -190,7 +190,7 @@ fn looks_secret(word: &str) -> bool {
     // A private key; hashes of the same length go with it.
     let is_key = hex.len() >= 64 && hex.bytes().all(|byte| byte.is_ascii_hexdigit());
     let has_token_prefix =
-        ["hf_", "sk-", "ghp_", "cp_"].iter().any(|prefix| word.starts_with(prefix) && word.len() >= 12);
+        ["hf_", "sk-", "ghp_", "cps_"].iter().any(|prefix| word.starts_with(prefix) && word.len() >= 12);
     let is_jwt = word.starts_with("eyJ") && word.matches('.').count() == 2;
     // Long and of all kinds of characters: what a person never writes. A card's name for life (a UUID) is in short runs.
     let dense = word.len() >= 32
@@ -216,13 +216,14 @@ mod tests {
             format!("0x{KEY}"),
             format!("key={KEY};"),
             "hf_abcdefghijklmnop".to_owned(),
+            "the session cps_zyxwvutsrqponm".to_owned(),
             "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIn0.sig".to_owned(),
             "authorization: Bearer short".to_owned(),
             "https://rpc.example/v2/Ab3dEf6hIj9kLm2nOp5qRs8tUv1wXy4z".to_owned(),
             "wss://user:hunter2@host/x".to_owned(),
             "https://host/file?signature=abc".to_owned(),
         ];
-        let words = ["4c0883", "hf_abc", "eyJ", "short", "Ab3dEf", "hunter2", "user", "abc"];
+        let words = ["4c0883", "hf_abc", "eyJ", "short", "Ab3dEf", "hunter2", "user", "abc", "zyx"];
         for text in secret {
             let told = without_secrets(&text);
             assert!(told.contains(REMOVED), "{told}");

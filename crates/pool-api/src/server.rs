@@ -288,8 +288,11 @@ async fn diagnostics(State(interface): State<Arc<Interface>>) -> Response {
     running.insert("state".to_owned(), json(serde_json::to_value(view.as_ref().map(OwnerState::from))));
     running.insert("settings".to_owned(), json(serde_json::to_value(view.as_ref().map(|view| &view.settings))));
     running.insert("downloads".to_owned(), json(serde_json::to_value(sources.downloads())));
-    let earnings = sources.books().earnings().await.ok();
-    running.insert("earnings".to_owned(), json(serde_json::to_value(earnings)));
+    let earnings = match sources.books().earnings().await {
+        Ok(earnings) => json(serde_json::to_value(earnings)),
+        Err(error) => Value::from(format!("(they cannot be read: {error})")),
+    };
+    running.insert("earnings".to_owned(), earnings);
     let home = env::home_dir();
     let secrets = [interface.access.token.as_str()];
     let parts =
@@ -444,6 +447,7 @@ async fn tell(mut socket: WebSocket, interface: Arc<Interface>) {
             () = changes(&mut downloads) => Some(OwnerEvent::Downloads(Box::new(sources.downloads()))),
             () = changes(&mut income) => {
                 let earnings = sources.books().earnings().await;
+                let earnings = earnings.inspect_err(|error| tracing::error!(%error, "the earnings cannot be read"));
                 earnings.map(|earnings| OwnerEvent::Earnings(Box::new(earnings))).ok()
             }
             message = socket.recv() => match message {

@@ -49,6 +49,14 @@ pub fn with_passphrase(mut command: Command) -> Command {
     command
 }
 
+/// Nothing of the machine that runs the test: its screen, its desktop, its battery.
+pub fn without_desktop(command: &mut Command) -> &mut Command {
+    for variable in ["DISPLAY", "WAYLAND_DISPLAY", "XDG_RUNTIME_DIR", "DBUS_SESSION_BUS_ADDRESS"] {
+        command.env_remove(variable);
+    }
+    command.env("DBUS_SYSTEM_BUS_ADDRESS", "unix:path=/no/such/bus")
+}
+
 /// The address of the key that a node or an orchestrator would use; made when missing.
 pub fn address_of(command: Command) -> Address {
     let mut command = with_passphrase(command);
