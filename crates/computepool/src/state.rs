@@ -17,6 +17,8 @@ use std::{
     fs::{self, File, OpenOptions, TryLockError},
     io::{Read, Seek, Write},
     path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant},
 };
 
 use alloy_signer_local::PrivateKeySigner;
@@ -24,6 +26,9 @@ use anyhow::{Context, Result, bail};
 use pool_coalition::{Roster, RosterMember, RosterRole};
 use pool_node::identity::{Passphrase, make_private_directory, open_or_create, write_private};
 use serde::{Deserialize, Serialize};
+
+/// A lock that is held for longer than this is held by a process that works with the folder.
+const ASKED: Duration = Duration::from_millis(500);
 
 /// A locked state folder. The lock ends with the process, however it ends.
 pub(crate) struct StateFolder {
@@ -81,18 +86,23 @@ impl StateFolder {
         make_private_directory(path)?;
         let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
         let mut lock = open_lock(&path)?;
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                let process = read_holder(&mut lock).map(|holder| format!(" (process {})", holder.process));
-                bail!(
-                    "{} is in use by another computepool{}; stop that one first, or choose another --state",
-                    path.display(),
-                    process.unwrap_or_default()
-                );
-            }
-            Err(TryLockError::Error(error)) => {
-                return Err(error).with_context(|| format!("cannot lock {}", path.display()));
+        let began = Instant::now();
+        loop {
+            match lock.try_lock() {
+                Ok(()) => break,
+                // Perhaps somebody only asks who holds it, which takes a moment.
+                Err(TryLockError::WouldBlock) if began.elapsed() < ASKED => thread::sleep(ASKED / 50),
+                Err(TryLockError::WouldBlock) => {
+                    let process = read_holder(&mut lock).map(|holder| format!(" (process {})", holder.process));
+                    bail!(
+                        "{} is in use by another computepool{}; stop that one first, or choose another --state",
+                        path.display(),
+                        process.unwrap_or_default()
+                    );
+                }
+                Err(TryLockError::Error(error)) => {
+                    return Err(error).with_context(|| format!("cannot lock {}", path.display()));
+                }
             }
         }
         let mut folder = Self { path, lock };
@@ -106,7 +116,8 @@ impl StateFolder {
             return Ok(None);
         }
         let mut lock = open_lock(path)?;
-        match lock.try_lock() {
+        // Shared: two who ask at once do not take each other for the holder.
+        match lock.try_lock_shared() {
             Ok(()) => Ok(None),
             Err(TryLockError::WouldBlock) => match read_holder(&mut lock) {
                 Some(holder) => Ok(Some(holder)),
@@ -212,6 +223,8 @@ pub(crate) fn read_roster(file: &Path) -> Result<Roster> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
     use super::*;
 
     #[test]
@@ -243,5 +256,26 @@ mod tests {
         assert!(!impostor.runs(), "the same number at another time is another process");
         drop(folder);
         assert_eq!(StateFolder::holder(directory.path()).unwrap(), None);
+    }
+
+    #[test]
+    fn whoever_asks_who_holds_a_folder_keeps_nobody_from_starting_in_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path();
+        drop(StateFolder::lock(path).unwrap());
+        let over = AtomicBool::new(false);
+        thread::scope(|scope| {
+            let ask = || {
+                while !over.load(Ordering::Relaxed) {
+                    // At a start the lock is held before its holder is written.
+                    let _ = StateFolder::holder(path);
+                }
+            };
+            scope.spawn(ask);
+            scope.spawn(ask);
+            let starts = (0..300).map(|_| StateFolder::lock(path).err()).find_map(|error| error);
+            over.store(true, Ordering::Relaxed);
+            assert!(starts.is_none(), "{starts:?}");
+        });
     }
 }
