@@ -9,7 +9,7 @@ use std::{
 };
 
 use sqlx::{
-    ConnectOptions, SqlitePool,
+    ConnectOptions, Connection, SqlitePool,
     migrate::{MigrateError, Migrator},
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
 };
@@ -93,19 +93,19 @@ impl Store {
 
 async fn connect(path: &Path) -> Result<SqlitePool, StoreError> {
     create_private(path).map_err(|source| StoreError::File { path: path.to_owned(), source })?;
-    let options = SqliteConnectOptions::new()
-        .filename(path)
+    let options = SqliteConnectOptions::new().filename(path).disable_statement_logging();
+    check(&options).await?;
+    let options = options
         .journal_mode(SqliteJournalMode::Wal)
         .synchronous(SqliteSynchronous::Full)
-        .busy_timeout(Duration::from_secs(5))
-        .foreign_keys(true)
-        .disable_statement_logging();
+        .busy_timeout(BUSY)
+        .foreign_keys(true);
     let pool = SqlitePoolOptions::new()
         .max_connections(4)
         .acquire_timeout(Duration::from_secs(10))
         .connect_with(options)
         .await?;
-    match check_and_migrate(&pool).await {
+    match migrate(&pool).await {
         Ok(()) => Ok(pool),
         Err(error) => {
             pool.close().await;
@@ -114,17 +114,29 @@ async fn connect(path: &Path) -> Result<SqlitePool, StoreError> {
     }
 }
 
-async fn check_and_migrate(pool: &SqlitePool) -> Result<(), StoreError> {
-    let verdict: String = sqlx::query_scalar("PRAGMA quick_check(1)").fetch_one(pool).await?;
+/// Whether the file is a sound database. The connection for it is closed before this returns, as one that fails while
+/// it is set up is not: at its end it would remove the write-ahead log of the database that has taken this one's place.
+async fn check(options: &SqliteConnectOptions) -> Result<(), StoreError> {
+    let mut connection = options.clone().busy_timeout(BUSY).connect().await?;
+    let verdict = sqlx::query_scalar::<_, String>("PRAGMA quick_check(1)").fetch_one(&mut connection).await;
+    let closed = connection.close().await;
+    let verdict = verdict?;
     if verdict != "ok" {
         return Err(StoreError::Database(sqlx::Error::Protocol(format!("{DAMAGED}: {verdict}"))));
     }
+    Ok(closed?)
+}
+
+async fn migrate(pool: &SqlitePool) -> Result<(), StoreError> {
     MIGRATIONS.run(pool).await.map_err(|error| match error {
         MigrateError::Execute(error) => StoreError::Database(error),
         MigrateError::VersionMissing(_) => StoreError::Newer,
         other => StoreError::Migration(other),
     })
 }
+
+/// A database that another connection writes is waited for this long.
+const BUSY: Duration = Duration::from_secs(5);
 
 const DAMAGED: &str = "quick_check found damage";
 
@@ -160,10 +172,12 @@ fn keep_aside(path: &Path) -> Result<PathBuf, StoreError> {
     let number = (1..).find(|n| !with(&format!(".corrupt-{n}")).exists()).unwrap_or(1);
     let aside = format!(".corrupt-{number}");
     for part in ["", "-wal", "-shm"] {
-        let from = with(part);
-        if from.exists() {
-            let to = with(&format!("{aside}{part}"));
-            rename_in_use(&from, &to).map_err(|source| StoreError::File { path: from, source })?;
+        let (from, to) = (with(part), with(&format!("{aside}{part}")));
+        match rename_in_use(&from, &to) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                return Err(StoreError::File { path: from, source });
+            }
+            _ => {}
         }
     }
     Ok(with(&aside))
