@@ -18,7 +18,10 @@ use std::{
 use alloy_signer_local::PrivateKeySigner;
 use jiff::{Timestamp, civil::date, tz::TimeZone};
 use pool_coalition::{Roster, RosterRole};
-use pool_models::{Budget, Cache, DownloadOptions, Downloads, Manifest, ManifestOptions, Mirror, SystemSpace, Wanted};
+use pool_models::{
+    Budget, Cache, CacheError, DownloadError, DownloadOptions, Downloads, Manifest, ManifestOptions, Mirror,
+    SystemSpace, Wanted,
+};
 use pool_node::{
     Activity, ModelFetch, NodeConfig, NodeModel,
     owner::{self, Ask, Clock, OwnerConfig, OwnerError, OwnerView, Wish},
@@ -341,6 +344,16 @@ async fn a_day_goes_by_and_the_machine_is_its_owners_whenever_they_need_it() {
         |view: &OwnerView| matches!(view.activity, Activity::Fetching { done, size, .. } if done > 0 && done < size);
     let view = home.becomes("the layers are on their way", fetching).await;
     assert!(matches!(view.decision.reason, Reason::Downloading { .. }), "{}", view.sentence);
+    // Somebody wants the line for a moment.
+    let downloads = home.node().fetch.downloads().clone();
+    let id = downloads.watch().borrow().downloads[0].id;
+    downloads.pause(id).await.unwrap();
+    let waits = |view: &OwnerView| matches!(view.decision.reason, Reason::DownloadWaits { .. });
+    let view = home.becomes("the download waits", waits).await;
+    assert!(view.sentence.ends_with(" %: you paused it; resume it in the list of downloads."), "{}", view.sentence);
+    downloads.resume(id).await.unwrap();
+    drop(downloads);
+    home.becomes("the layers are on their way again", |view| !waits(view) && fetching(view)).await;
     home.restart().await;
     home.host.behave(|conduct| conduct.throttle = None);
     home.serves("the layers are here").await;
@@ -351,6 +364,10 @@ async fn a_day_goes_by_and_the_machine_is_its_owners_whenever_they_need_it() {
     println!("{sent} bytes were sent for a model of {whole}");
     // What was in flight when it was killed is sent again: one part for each connection.
     assert!(sent >= whole && sent < whole * 3 / 2, "{sent} bytes for {whole}");
+
+    // What serves is not taken away from under it.
+    let refused = home.node().fetch.downloads().remove(home.manifest.hash()).await;
+    assert!(matches!(refused, Err(DownloadError::Cache(CacheError::InUse(_)))), "{refused:?}");
 
     // Killed while it serves, it serves again, and fetches nothing.
     home.host.forget();

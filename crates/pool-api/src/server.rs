@@ -15,7 +15,7 @@ use axum::{
     routing::{get, post},
 };
 use jiff::tz::TimeZone;
-use pool_models::{DownloadError, DownloadId, Downloads};
+use pool_models::{CacheError, DownloadError, DownloadId, Downloads};
 use pool_node::{
     income::Income,
     owner::{Ask, Clock, OwnerView, Wish},
@@ -332,7 +332,7 @@ async fn download_command(State(interface): State<Arc<Interface>>, body: Bytes) 
         Ok(()) => Json(interface.sources.downloads()).into_response(),
         Err(error) => {
             let status = match &error {
-                DownloadError::Unknown => StatusCode::NOT_FOUND,
+                DownloadError::Unknown | DownloadError::Cache(CacheError::NotHere(_)) => StatusCode::NOT_FOUND,
                 DownloadError::Stopped | DownloadError::Broken => StatusCode::SERVICE_UNAVAILABLE,
                 _ => StatusCode::CONFLICT,
             };

@@ -188,6 +188,8 @@ async fn downloads_are_paused_hurried_verified_and_removed_as_the_owner_likes() 
         (json!({ "command": "pause", "id": 4711 }), StatusCode::NOT_FOUND),
         (json!({ "command": "burn", "id": 1 }), StatusCode::BAD_REQUEST),
         (json!({ "command": "verify", "model": "0x12" }), StatusCode::BAD_REQUEST),
+        (json!({ "command": "verify", "model": models[0].model }), StatusCode::NOT_FOUND),
+        (json!({ "command": "remove", "model": models[0].model }), StatusCode::NOT_FOUND),
     ] {
         let (status, error) = interface.ask(Method::POST, "downloads/commands", Some(command)).await;
         assert_eq!(status, expected, "{error}");

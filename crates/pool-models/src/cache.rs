@@ -76,11 +76,11 @@ pub struct Cache {
     clock: fn() -> SystemTime,
 }
 
-/// Held by whoever uses a model: nothing of it is evicted meanwhile.
-#[derive(Debug)]
+/// Held by whoever uses a model: nothing of it is evicted or removed until the last clone of it is gone.
+#[derive(Clone, Debug)]
 pub struct Lease {
     /// The lock ends when the file is closed.
-    _file: File,
+    _file: Arc<File>,
 }
 
 /// Held by whoever may not be disturbed by an eviction, or evicts.
@@ -184,13 +184,22 @@ impl Cache {
     pub fn lease(&self, hash: B256) -> Result<Lease, CacheError> {
         let path = self.model_path(hash).join(LEASE);
         let _guard = self.guard(false)?;
+        self.must_be_here(hash)?;
         let file = lock_file(&path)?;
         file.try_lock_shared().map_err(|error| match error {
             TryLockError::WouldBlock => CacheError::Busy(Duration::ZERO),
             TryLockError::Error(source) => failed("lock", &path)(source),
         })?;
         file.set_modified((self.clock)()).map_err(failed("note the use of", &path))?;
-        Ok(Lease { _file: file })
+        Ok(Lease { _file: Arc::new(file) })
+    }
+
+    fn must_be_here(&self, hash: B256) -> Result<(), CacheError> {
+        let path = self.model_path(hash);
+        match path.try_exists().map_err(failed("look at", &path))? {
+            true => Ok(()),
+            false => Err(CacheError::NotHere(hash)),
+        }
     }
 
     /// Whether anybody holds a lease. Only sure for whoever holds the cache exclusively.

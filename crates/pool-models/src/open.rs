@@ -20,7 +20,7 @@ pub(crate) use directory::{WORDS, shard_names};
 pub(crate) use gguf_file::{listed as gguf_listed, name as gguf_name, refuse_split};
 
 use crate::{
-    cache::{self, CacheError},
+    cache::{self, CacheError, Lease},
     config::{ConfigError, ModelConfig},
     files::Listed,
     gguf::GgufError,
@@ -49,6 +49,9 @@ pub struct Model {
     pub chat_template: Option<Arc<ChatTemplate>>,
     /// What its files are.
     pub format: ModelFormat,
+    /// Keeps its files from being removed, where they lie in a cache. Whoever works with what was read of them holds it
+    /// for longer than the model itself: a shard that starts again needs the files again.
+    pub lease: Option<Lease>,
 }
 
 /// What a model's files are.

@@ -4,7 +4,7 @@ use std::{path::PathBuf, sync::Arc};
 
 use alloy_primitives::Address;
 use pool_models::{
-    Download, DownloadError, DownloadId, DownloadState, Downloads, DownloadsOverview, Manifest, ManifestError, Mirror,
+    Download, DownloadError, DownloadId, DownloadState, DownloadStatus, Downloads, DownloadsOverview, Manifest, ManifestError, Mirror,
     SignedManifest, Wanted,
 };
 use pool_types::{LayerRange, ModelId};
@@ -62,7 +62,7 @@ impl ModelFetch {
         // One that is in the list stays there, with its place and its pause; one that failed tries all its hosts again.
         let id = self.downloads.add(download).await?;
         self.downloads.unassign_others(self.manifest.hash(), wanted).await?;
-        Ok(Fetching { id, list: self.downloads.watch(), seen: false })
+        Ok(Fetching { id, list: self.downloads.watch(), seen: false, waits: None })
     }
 }
 
@@ -71,6 +71,8 @@ pub(crate) struct Fetching {
     id: DownloadId,
     list: watch::Receiver<DownloadsOverview>,
     seen: bool,
+    /// What it waited for last, and how many bytes were here then.
+    waits: Option<(String, u64)>,
 }
 
 /// How far a fetch is.
@@ -81,6 +83,8 @@ pub(crate) enum Fetched {
         done: u64,
         /// Bytes in all.
         size: u64,
+        /// Why nothing comes, where that is so, and what helps.
+        waits: Option<String>,
     },
     /// All of it is here and right: the path to open the model by.
     All(PathBuf),
@@ -105,7 +109,72 @@ impl Fetching {
                 let message = status.message.clone();
                 Fetched::Failed(message.unwrap_or_else(|| "the layers could not be downloaded".to_owned()))
             }
-            _ => Fetched::Part { done: status.done.0, size: status.total.0 },
+            _ => {
+                let waits = waits(self.waits.take(), status, list.all_paused);
+                self.waits = waits.clone();
+                Fetched::Part { done: status.done.0, size: status.total.0, waits: waits.map(|(why, _)| why) }
+            }
+        }
+    }
+}
+
+/// What a download waits for. A try to go on is no end of it: only a byte that comes is. All downloads together wait for
+/// what the owner's settings say, which is another matter.
+fn waits(before: Option<(String, u64)>, status: &DownloadStatus, all_paused: bool) -> Option<(String, u64)> {
+    let here = status.done.0;
+    match (status.state, &status.message) {
+        (DownloadState::Paused, _) if all_paused => None,
+        (DownloadState::Paused, _) => Some(("you paused it; resume it in the list of downloads".to_owned(), u64::MAX)),
+        (DownloadState::Waiting, Some(why)) => Some((why.clone(), here)),
+        (DownloadState::Verifying, _) => None,
+        _ => before.filter(|(_, then)| *then != u64::MAX && here <= *then),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use pool_types::ByteSize;
+
+    use super::*;
+
+    fn status(state: DownloadState, done: u64, message: Option<&str>) -> DownloadStatus {
+        DownloadStatus {
+            id: DownloadId(1),
+            name: "noise".to_owned(),
+            manifest: Default::default(),
+            wanted: Wanted { layers: None, entry: false, exit: false, words: false, rest: false },
+            path: PathBuf::new(),
+            state,
+            priority: 0,
+            done: ByteSize(done),
+            total: ByteSize(100),
+            speed: ByteSize(0),
+            left: None,
+            hashed: true,
+            message: message.map(str::to_owned),
+        }
+    }
+
+    #[test]
+    fn a_download_waits_until_a_byte_comes() {
+        use DownloadState::{Downloading, Paused, Queued, Waiting};
+        let mut before = None;
+        for (state, done, message, all_paused, expected) in [
+            (Downloading, 10, None, false, None),
+            (Waiting, 10, Some("the host is away"), false, Some("the host is away")),
+            (Downloading, 10, None, false, Some("the host is away")),
+            (Waiting, 10, Some("the host is busy"), false, Some("the host is busy")),
+            (Queued, 8, None, false, Some("the host is busy")),
+            (Downloading, 11, None, false, None),
+            (Downloading, 11, None, false, None),
+            (Paused, 11, None, false, Some("you paused it; resume it in the list of downloads")),
+            (Queued, 11, None, false, None),
+            (Paused, 11, None, true, None),
+        ] {
+            before = waits(before, &status(state, done, message), all_paused);
+            assert_eq!(before.as_ref().map(|(why, _)| why.as_str()), expected, "{state:?} with {done}");
         }
     }
 }

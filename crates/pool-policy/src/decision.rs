@@ -85,6 +85,15 @@ pub enum Reason {
         /// How much of it is here.
         done: Percent,
     },
+    /// Waiting: a shard is on its way, and nothing of it comes.
+    DownloadWaits {
+        /// Which.
+        shard: Shard,
+        /// How much of it is here.
+        done: Percent,
+        /// Why, and what helps.
+        because: String,
+    },
     /// Waiting: a shard is being brought into memory.
     Loading {
         /// Which.
@@ -189,6 +198,7 @@ impl Reason {
             }
             Self::NoCoalition
             | Self::Downloading { .. }
+            | Self::DownloadWaits { .. }
             | Self::Loading { .. }
             | Self::Notice { .. }
             | Self::Rest

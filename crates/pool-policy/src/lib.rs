@@ -169,8 +169,12 @@ impl Scene<'_> {
                 Activity::Serving { .. } => why,
                 Activity::Nothing => Reason::NoCoalition,
                 Activity::Loading(shard) => Reason::Loading { shard: shard.clone() },
-                Activity::Downloading { shard, done, size } => {
-                    Reason::Downloading { shard: shard.clone(), done: part(*done, *size) }
+                Activity::Downloading { shard, done, size, waits } => {
+                    let (shard, done) = (shard.clone(), part(*done, *size));
+                    match waits.clone() {
+                        None => Reason::Downloading { shard, done },
+                        Some(because) => Reason::DownloadWaits { shard, done, because },
+                    }
                 }
             },
             (Verdict::MayNot(Reason::OutsideSchedule, _), Phase::Leaving(_)) => {

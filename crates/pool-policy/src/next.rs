@@ -33,7 +33,7 @@ pub(crate) fn next_event(scene: &Scene, reason: &Reason) -> NextEvent {
         },
         Reason::Finishing { .. } => by_itself(Event::RequestsFinish),
         Reason::NoCoalition => by_itself(Event::CoalitionForms),
-        Reason::Downloading { .. } => by_itself(Event::DownloadEnds),
+        Reason::Downloading { .. } | Reason::DownloadWaits { .. } => by_itself(Event::DownloadEnds),
         Reason::Loading { .. } => by_itself(Event::LoadingEnds),
         Reason::Notice { starts_in } => {
             let earliest = Some(scene.now.after(starts_in.duration()));

@@ -78,6 +78,9 @@ impl Decision {
             }
             Reason::NoCoalition => "no coalition needs this computer yet".into(),
             Reason::Downloading { shard, done } => format!("downloading {shard}, {done} done"),
+            Reason::DownloadWaits { shard, done, because } => {
+                format!("the download of {shard} waits at {done}: {because}")
+            }
             Reason::Loading { shard } => format!("loading {shard}"),
             Reason::Notice { starts_in } => format!("sharing starts in {starts_in}"),
             Reason::Rest => "sharing stopped a moment ago".into(),

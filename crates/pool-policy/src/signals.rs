@@ -123,6 +123,8 @@ pub enum Activity {
         done: ByteSize,
         /// Bytes in all.
         size: ByteSize,
+        /// Why nothing comes, where that is so, and what helps, without the full stop.
+        waits: Option<String>,
     },
     /// Bringing a shard into memory.
     Loading(Shard),

@@ -89,6 +89,20 @@ fn every_reason_has_its_words() {
             "Waiting: downloading layers 0-15 of Llama-3.1-8B, 7 % done.",
         ),
         (
+            decision(
+                Reason::DownloadWaits {
+                    shard: shard(),
+                    done: Percent(7),
+                    because: "you paused it; resume it in the list of downloads".into(),
+                },
+                Event::DownloadEnds,
+                None,
+                None,
+            ),
+            "Waiting: the download of layers 0-15 of Llama-3.1-8B waits at 7 %: you paused it; resume it in the list of \
+             downloads.",
+        ),
+        (
             decision(Reason::Loading { shard: shard() }, Event::LoadingEnds, None, None),
             "Waiting: loading layers 0-15 of Llama-3.1-8B.",
         ),

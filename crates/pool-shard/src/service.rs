@@ -11,7 +11,7 @@ use pool_engine::{Canary, Engine, EngineOptions, Quantise};
 use pool_link::mesh::{Mesh, MeshPlan};
 use pool_link::webrtc::LinkSettings;
 use pool_link::{Delegation, LinkIdentity, LinkKey};
-use pool_models::Model;
+use pool_models::{Lease, Model};
 use pool_types::{Failure, ReasonCode};
 use pool_wire::control::{self, Assignment, CONTROL_VERSION, FromShard, LoadOrder, ShardFootprint, ToShard};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -162,8 +162,9 @@ impl Service {
                 if let Err(error) = pool_link::turns::ordinary() {
                     tracing::debug!(%error, "the engine's thread runs in short turns");
                 }
-                match load_engine(&task, threads).and_then(|engine| tried(engine, SLOWEST)) {
-                    Ok((engine, canary)) => {
+                let loading = load_engine(&task, threads);
+                match loading.and_then(|(engine, lease)| Ok((tried(engine, SLOWEST)?, lease))) {
+                    Ok(((engine, canary), _lease)) => {
                         let _ = loaded.send(Ok((engine.footprint(), engine.options().kv_tokens, canary)));
                         worker::run(engine, events, node, runtime);
                     }
@@ -272,7 +273,8 @@ fn tried(mut engine: Engine, slowest: Duration) -> Result<(Engine, Canary), Fail
     Ok((engine, canary))
 }
 
-fn load_engine(order: &LoadOrder, threads: usize) -> Result<Engine, Failure> {
+/// The engine, and what keeps the files that it was loaded from where they are.
+fn load_engine(order: &LoadOrder, threads: usize) -> Result<(Engine, Option<Lease>), Failure> {
     let unusable = |error: &dyn std::fmt::Display| Failure::new(ReasonCode::Model, error.to_string());
     let model = Model::open(Path::new(&order.path)).map_err(|e| unusable(&e))?;
     if model.id != order.model {
@@ -286,5 +288,6 @@ fn load_engine(order: &LoadOrder, threads: usize) -> Result<Engine, Failure> {
         kv_tokens: order.kv_tokens as usize,
         max_context: order.max_context as usize,
     };
-    Engine::load(model.config.clone(), model.source.as_ref(), options).map_err(|e| unusable(&e))
+    let engine = Engine::load(model.config.clone(), model.source.as_ref(), options).map_err(|e| unusable(&e))?;
+    Ok((engine, model.lease))
 }

@@ -6,6 +6,7 @@ use std::{
     time::Duration,
 };
 
+use alloy_primitives::B256;
 use pool_types::ByteSize;
 use thiserror::Error;
 
@@ -56,6 +57,9 @@ pub enum CacheError {
     /// No model's folder.
     #[error("{0} is not a model in a cache")]
     NotAModel(PathBuf),
+    /// No model of that hash.
+    #[error("there is no model {0} here")]
+    NotHere(B256),
     /// Another process holds the cache.
     #[error("another program has been tidying the model cache for {} seconds; try again", .0.as_secs())]
     Busy(Duration),

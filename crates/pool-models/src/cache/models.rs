@@ -191,6 +191,7 @@ impl Cache {
     pub fn remove(&self, hash: B256) -> Result<ByteSize, CacheError> {
         let _guard = self.guard(true)?;
         let path = self.model_path(hash);
+        self.must_be_here(hash)?;
         if self.is_leased(hash)? {
             let name = self.manifest(hash).map_or_else(|_| plain(hash), |manifest| manifest.name);
             return Err(CacheError::InUse(name));

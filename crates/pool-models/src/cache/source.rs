@@ -10,7 +10,7 @@ use std::{
     },
 };
 
-use super::{Contents, Lease};
+use super::Contents;
 use crate::{
     manifest::{Content, Manifest},
     mapping::Mapping,
@@ -24,7 +24,6 @@ pub(crate) struct CachedTensors {
     tensors: BTreeMap<TensorName, Slot>,
     files: Vec<String>,
     read: AtomicU64,
-    _lease: Lease,
 }
 
 struct Slot {
@@ -39,7 +38,6 @@ impl CachedTensors {
         contents: &Contents,
         manifest: &Manifest,
         index: BTreeMap<TensorName, TensorInfo>,
-        lease: Lease,
     ) -> Result<Self, OpenError> {
         let named: HashMap<&str, &Content> = manifest.tensors.iter().map(|t| (t.name.as_str(), &t.content)).collect();
         let mut tensors = BTreeMap::new();
@@ -50,7 +48,7 @@ impl CachedTensors {
             tensors.insert(name, Slot { info, object, mapping: OnceLock::new() });
         }
         let files = manifest.files.iter().map(|file| file.path.clone()).collect();
-        Ok(Self { tensors, files, read: AtomicU64::new(0), _lease: lease })
+        Ok(Self { tensors, files, read: AtomicU64::new(0) })
     }
 }
 

@@ -197,7 +197,8 @@ impl Job {
 
     /// Stops whatever it is doing. What is on the disk is looked at again before it goes on.
     pub(super) fn halt(&mut self) -> Ended {
-        self.facts.done = self.done();
+        // What is in flight is lost.
+        self.facts.done = self.done(0);
         self.tasks.drain().for_each(|(_, doing)| doing.abort.abort());
         self.hosts.iter_mut().for_each(|host| host.in_flight = 0);
         self.deferred.clear();
@@ -245,15 +246,14 @@ impl Job {
 
     /// Bytes still to come.
     pub(super) fn remaining(&self) -> u64 {
-        let work = self.work.as_ref();
-        work.map_or(0, |work| work.plan.missing_bytes().saturating_sub(work.done.load(Ordering::Relaxed)))
+        self.work.as_ref().map_or(0, |work| work.plan.missing_bytes().saturating_sub(work.come().0))
     }
 
-    /// Bytes that are there.
-    fn done(&self) -> u64 {
+    /// Bytes that are there, with so many that are arriving.
+    fn done(&self, arriving: u64) -> u64 {
         match (self.phase, &self.work) {
             (Phase::Done, _) => self.facts.total,
-            (_, Some(_)) => self.facts.total.saturating_sub(self.remaining()),
+            (_, Some(_)) => self.facts.total.saturating_sub(self.remaining().saturating_sub(arriving)),
             (_, None) => self.facts.done,
         }
     }
@@ -399,7 +399,8 @@ impl Job {
             DownloadState::Failed => self.message.clone(),
             _ => None,
         };
-        let remaining = self.remaining();
+        let arriving = self.work.as_ref().map_or(0, |work| work.come().1);
+        let remaining = self.remaining().saturating_sub(arriving);
         DownloadStatus {
             id: self.id,
             name: self.download.manifest.name.clone(),
@@ -408,7 +409,7 @@ impl Job {
             path,
             state,
             priority: self.download.priority,
-            done: ByteSize(self.done()),
+            done: ByteSize(self.done(arriving)),
             total: ByteSize(self.facts.total),
             speed: ByteSize(if downloading { self.meter.speed() } else { 0 }),
             left: self.meter.left(remaining).filter(|_| downloading),

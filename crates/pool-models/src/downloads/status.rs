@@ -52,7 +52,7 @@ pub struct DownloadStatus {
     pub state: DownloadState,
     /// Higher goes first.
     pub priority: i32,
-    /// Bytes that are there.
+    /// Bytes that are there. Those of pieces in flight count, and are lost where a connection ends.
     pub done: ByteSize,
     /// Bytes wanted.
     pub total: ByteSize,

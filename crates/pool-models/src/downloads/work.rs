@@ -85,14 +85,56 @@ pub(crate) struct Work {
     pub(crate) bandwidth: Arc<Bandwidth>,
     /// Runs nobody works on.
     pub(crate) queue: Mutex<VecDeque<Run>>,
-    /// Bytes of finished pieces of the plan.
-    pub(crate) done: AtomicU64,
     /// Bytes that came, whatever became of them.
     pub(crate) received: AtomicU64,
     /// A download that goes first wants the connections: stop after the piece in flight.
     pub(crate) yielding: AtomicBool,
     partials: Mutex<HashMap<B256, Weak<Partial>>>,
-    finished: Mutex<HashSet<(usize, u32)>>,
+    progress: Mutex<Progress>,
+}
+
+/// How far it is.
+#[derive(Debug, Default)]
+struct Progress {
+    finished: HashSet<(usize, u32)>,
+    /// Bytes of finished pieces of the plan.
+    done: u64,
+    /// Bytes of pieces that are not whole yet. They are lost where their connection ends.
+    arriving: u64,
+}
+
+impl Progress {
+    fn finish(&mut self, place: PiecePlace) {
+        if self.finished.insert((place.item, place.piece)) {
+            self.done += u64::from(place.length);
+        }
+    }
+}
+
+/// The bytes of a piece that one connection has so far.
+struct Arriving {
+    work: Arc<Work>,
+    bytes: u64,
+}
+
+impl Arriving {
+    fn come(&mut self, bytes: u64) {
+        self.bytes += bytes;
+        lock(&self.work.progress).arriving += bytes;
+    }
+
+    /// The piece is whole, and on the disk.
+    fn finish(&mut self, place: PiecePlace) {
+        let mut progress = lock(&self.work.progress);
+        progress.arriving -= std::mem::take(&mut self.bytes);
+        progress.finish(place);
+    }
+}
+
+impl Drop for Arriving {
+    fn drop(&mut self) {
+        lock(&self.work.progress).arriving -= self.bytes;
+    }
 }
 
 /// A missing piece and where it is put together.
@@ -117,11 +159,10 @@ impl Work {
             http,
             bandwidth,
             queue,
-            done: AtomicU64::new(0),
             received: AtomicU64::new(0),
             yielding: AtomicBool::new(false),
             partials: Mutex::default(),
-            finished: Mutex::default(),
+            progress: Mutex::default(),
         }
     }
 
@@ -171,6 +212,7 @@ impl Work {
         let mut pieces = missing.iter();
         let Some(mut piece) = pieces.next() else { return Ok(()) };
         let mut bytes = Vec::with_capacity(piece.0.length as usize);
+        let mut arriving = Arriving { work: self.clone(), bytes: 0 };
         let mut brought_any = false;
         loop {
             let Some(chunk) = reply.chunk().await.map_err(|error| Stop::Host(error, None))? else {
@@ -191,11 +233,13 @@ impl Work {
                 let wanted = (piece.0.length as usize - bytes.len()).min(chunk.len());
                 let (taken, rest) = chunk.split_at(wanted);
                 bytes.extend_from_slice(taken);
+                arriving.come(wanted as u64);
                 (chunk, at) = (rest, at + wanted as u64);
                 if bytes.len() < piece.0.length as usize {
                     continue;
                 }
                 self.keep(piece, std::mem::take(&mut bytes), reply).await?;
+                arriving.finish(piece.0);
                 link.brought.store(true, Ordering::Relaxed);
                 brought_any = true;
                 if self.yielding.load(Ordering::Relaxed) {
@@ -219,10 +263,7 @@ impl Work {
         };
         let written = spawn_blocking(write).await;
         match written.map_err(|_| Stop::Broken)? {
-            Ok(()) => {
-                self.finish(place);
-                Ok(())
-            }
+            Ok(()) => Ok(()),
             Err(CacheError::WrongBytes(name)) => {
                 Err(Stop::Host(HostError::WrongBytes { host: reply.host().to_owned(), name }, Some(place)))
             }
@@ -237,7 +278,7 @@ impl Work {
             let (mut missing, mut busy) = (Vec::new(), false);
             for place in pieces {
                 work.held.stop_flag().check()?;
-                if lock(&work.finished).contains(&(place.item, place.piece)) {
+                if lock(&work.progress).finished.contains(&(place.item, place.piece)) {
                     continue;
                 }
                 match work.partial(place)? {
@@ -274,9 +315,13 @@ impl Work {
     }
 
     fn finish(&self, place: PiecePlace) {
-        if lock(&self.finished).insert((place.item, place.piece)) {
-            self.done.fetch_add(u64::from(place.length), Ordering::Relaxed);
-        }
+        lock(&self.progress).finish(place);
+    }
+
+    /// Bytes of the plan that are on the disk now, and bytes of pieces that are not whole yet.
+    pub(crate) fn come(&self) -> (u64, u64) {
+        let progress = lock(&self.progress);
+        (progress.done, progress.arriving)
     }
 
     /// Moves everything of a file that nobody works on to a run.

@@ -23,10 +23,11 @@ pub(super) fn open(path: &Path) -> Result<Model, OpenError> {
         id: index_id(index.values()),
         name: manifest.name.clone(),
         config: Arc::new(manifest.config.clone()),
-        source: Arc::new(CachedTensors::new(&contents, &manifest, index, lease)?),
+        source: Arc::new(CachedTensors::new(&contents, &manifest, index)?),
         tokenizer,
         chat_template,
         format: manifest.format,
+        lease: Some(lease),
     })
 }
 

@@ -53,6 +53,7 @@ pub(super) fn open(path: &Path) -> Result<Model, OpenError> {
         tokenizer,
         chat_template,
         format: ModelFormat::Safetensors,
+        lease: None,
     })
 }
 

@@ -24,6 +24,7 @@ pub(super) fn open(path: &Path) -> Result<Model, OpenError> {
         tokenizer,
         chat_template,
         format: ModelFormat::Gguf,
+        lease: None,
     })
 }
 

@@ -14,7 +14,7 @@ use crate::{
     assert_same, download,
     models::{manifest, shard, single},
     server::Server,
-    start, until,
+    start, until, until_kept,
 };
 
 struct Slow {
@@ -42,6 +42,7 @@ async fn a_paused_download_stands_still_and_goes_on_where_it_was() {
     let running = until(&downloads, "it has a speed", |s| s.speed.0 > 0 && s.left.is_some() && s.done.0 > 0).await;
     assert_eq!(running.state, DownloadState::Downloading);
     assert!(running.to_string().contains("/s, "), "{running}");
+    until_kept(&cache, 0).await;
     downloads.pause(id).await.unwrap();
     let paused = until(&downloads, "it is paused", |s| s.state == DownloadState::Paused).await;
     assert!(paused.done.0 > 0 && paused.speed.0 == 0, "{paused}");
@@ -57,6 +58,22 @@ async fn a_paused_download_stands_still_and_goes_on_where_it_was() {
     assert_eq!(ended.state, DownloadState::Done, "{ended}");
     assert!(server.sent("") < ended.total.0, "what was there was not fetched again");
     assert_same(&Model::open(folder.path()).unwrap(), &Model::open(&ended.path).unwrap(), wanted);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_in_flight_counts_until_it_is_lost() {
+    let Slow { folder: _folder, manifest, server } = slow(315).await;
+    // A piece takes six seconds.
+    server.behave(|conduct| conduct.throttle = Some(10_000));
+    let root = tempfile::tempdir().unwrap();
+    let cache = Cache::open(root.path()).unwrap();
+    let downloads = start(&cache);
+    let id = downloads.add(download(&manifest, shard(&manifest, 0, 2), &[&server])).await.unwrap();
+    let kept = || cache.list().unwrap().first().map_or(0, |model| model.cached.0);
+    until(&downloads, "bytes come", |status| status.done.0 > kept() + 5_000).await;
+    downloads.pause(id).await.unwrap();
+    let paused = until(&downloads, "it is paused", |status| status.state == DownloadState::Paused).await;
+    assert_eq!(paused.done.0, kept(), "what was in flight is lost");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -92,6 +92,19 @@ async fn until(downloads: &Downloads, what: &str, holds: impl Fn(&DownloadStatus
     waited.await.unwrap_or_else(|_| panic!("{what} within 30 seconds, but the list is {:?}", list.borrow()))
 }
 
+/// Waits until more than so many bytes of the only model are on the disk to stay; how many are.
+async fn until_kept(cache: &Cache, more_than: u64) -> u64 {
+    let waited = timeout(Duration::from_secs(30), async {
+        loop {
+            match cache.list().unwrap().first() {
+                Some(model) if model.cached.0 > more_than => return model.cached.0,
+                _ => tokio::time::sleep(Duration::from_millis(10)).await,
+            }
+        }
+    });
+    waited.await.unwrap_or_else(|_| panic!("more than {more_than} bytes within 30 seconds"))
+}
+
 /// Whether a part loads the tensor of that name.
 fn loads(wanted: Wanted, name: TensorName) -> bool {
     match name {

@@ -26,6 +26,8 @@ pub(super) struct Way {
     told: Option<Instant>,
     pub(super) done: u64,
     pub(super) size: u64,
+    /// Why nothing comes, where that is so.
+    pub(super) waits: Option<String>,
 }
 
 /// Waits for news of what is on its way; for ever when nothing is.
@@ -49,7 +51,7 @@ impl Node {
         match fetch.begin(layers).await {
             Ok(fetching) => {
                 info!(%epoch, %layers, "fetching the layers");
-                self.fetching = Some(Way { epoch, layers, fetching, told: None, done: 0, size: 0 });
+                self.fetching = Some(Way { epoch, layers, fetching, told: None, done: 0, size: 0, waits: None });
             }
             Err(error) => self.cannot_fetch(error.to_string()),
         }
@@ -59,8 +61,8 @@ impl Node {
     pub(super) async fn on_fetch(&mut self, news: Fetched) {
         let Some(way) = &mut self.fetching else { return };
         match news {
-            Fetched::Part { done, size } => {
-                (way.done, way.size) = (done, size);
+            Fetched::Part { done, size, waits } => {
+                (way.done, way.size, way.waits) = (done, size, waits);
                 if way.told.is_none_or(|told| told.elapsed() >= TELL) {
                     way.told = Some(Instant::now());
                     self.outbox.push(ToOrchestrator::Fetching { epoch: way.epoch, done, size });

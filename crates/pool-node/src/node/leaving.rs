@@ -47,6 +47,8 @@ pub enum Activity {
         done: u64,
         /// Bytes in all.
         size: u64,
+        /// Why nothing comes, where that is so, and what helps.
+        waits: Option<String>,
     },
     /// It loads its layers, or waits for the other members.
     Preparing {
@@ -201,7 +203,8 @@ impl Node {
             let serving = self.shard.as_ref().filter(|shard| shard.linked);
             // What is on the disk is not downloaded: it is looked through, which belongs to loading.
             if let Some(way) = self.fetching.as_ref().filter(|way| way.done < way.size) {
-                return Some(Activity::Fetching { layers, done: way.done, size: way.size });
+                let (done, size, waits) = (way.done, way.size, way.waits.clone());
+                return Some(Activity::Fetching { layers, done, size, waits });
             }
             Some(match serving {
                 Some(shard) => Activity::Serving { layers, members, requests: shard.requests },

@@ -32,9 +32,12 @@ pub(super) fn of(
         updating: None,
         activity: match activity {
             Activity::Idle => Doing::Nothing,
-            Activity::Fetching { layers, done, size } => {
-                Doing::Downloading { shard: shard(layers), done: ByteSize(*done), size: ByteSize(*size) }
-            }
+            Activity::Fetching { layers, done, size, waits } => Doing::Downloading {
+                shard: shard(layers),
+                done: ByteSize(*done),
+                size: ByteSize(*size),
+                waits: waits.clone(),
+            },
             Activity::Preparing { layers, .. } => Doing::Loading(shard(layers)),
             Activity::Serving { layers, members, requests } => {
                 Doing::Serving { shard: shard(layers), coalition: coalition(members), requests: *requests }

@@ -92,10 +92,11 @@ fn any_activity() -> impl Strategy<Value = Activity> {
     let (downloading, loading) = (shard.clone(), shard.clone());
     prop_oneof![
         1 => Just(Activity::Nothing),
-        1 => (any::<u64>(), any::<u64>()).prop_map(move |(done, size)| Activity::Downloading {
+        1 => (any::<u64>(), any::<u64>(), any::<bool>()).prop_map(move |(done, size, waits)| Activity::Downloading {
             shard: downloading.clone(),
             done: ByteSize(done),
             size: ByteSize(size),
+            waits: waits.then(|| "the host cannot be reached".to_owned()),
         }),
         1 => Just(Activity::Loading(loading)),
         4 => (1_u32..5, 0_u32..4).prop_map(move |(coalition, requests)| Activity::Serving {

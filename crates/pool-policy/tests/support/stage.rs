@@ -184,7 +184,10 @@ impl<'a> Stage<'a> {
         self.signals.activity = match (action, self.coalition.as_str()) {
             (Action::Drain(_), _) => return,
             (Action::Stay | Action::Yield, _) | (_, "no") => Activity::Nothing,
-            (_, "downloading") => Activity::Downloading { shard, done: ByteSize(40), size: ByteSize(100) },
+            (_, now @ ("downloading" | "stalled")) => {
+                let waits = (now == "stalled").then(|| "the host cannot be reached".to_owned());
+                Activity::Downloading { shard, done: ByteSize(40), size: ByteSize(100), waits }
+            }
             (_, "loading") => Activity::Loading(shard),
             _ => Activity::Serving { shard, coalition: 2, requests: self.requests },
         };
