@@ -52,7 +52,7 @@ pub(crate) fn run(arguments: NodeArguments) -> Result<ExitCode> {
         shard_program: None,
         capabilities,
         cpus: arguments.cpus.iter().flat_map(CpuSet::cores).collect(),
-        gpu: None,
+        gpus: None,
         quantise: arguments.quantise,
         loopback_only: arguments.loopback_only,
         vote: vote.map(|domain| VotePolicy { domain, least: FlowRate::from_units_per_second(arguments.least_income) }),

@@ -15,7 +15,9 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use jiff::tz::TimeZone;
-use pool_api::{Access, ErrorAnswer, GivenBack, OwnerCommand, OwnerState, PastDecision, Server, Sources, Until};
+use pool_api::{
+    Access, ErrorAnswer, GivenBack, GpuState, OwnerCommand, OwnerState, PastDecision, Server, Sources, Until,
+};
 use pool_chain::{AddressBook, Chain, ChainConfig};
 use pool_node::{NodeConfig, NodeModel, income::Income, owner};
 use pool_policy::{Decision, Settings};
@@ -258,7 +260,10 @@ pub(crate) fn status(arguments: &OwnerStateArguments) -> Result<ExitCode> {
             return Ok(ExitCode::SUCCESS);
         }
         match (&state, &last) {
-            (Some(state), _) => println!("{}", state.sentence),
+            (Some(state), _) => {
+                println!("{}", state.sentence);
+                state.gpus.iter().for_each(|gpu| println!("{}: {}", gpu.name, card(gpu)));
+            }
             (None, Some(last)) => {
                 println!("The node does not run. At last, {}: {}", utc(last.at / 1000), last.sentence);
             }
@@ -273,6 +278,15 @@ pub(crate) fn status(arguments: &OwnerStateArguments) -> Result<ExitCode> {
         }
         Ok(ExitCode::SUCCESS)
     })
+}
+
+fn card(gpu: &GpuState) -> &str {
+    match (&gpu.because, gpu.in_use, gpu.may_use) {
+        (Some(because), ..) => because,
+        (None, true, _) => "shared",
+        (None, false, true) => "free; it joins at a quiet moment",
+        (None, false, false) => "not shared at the moment",
+    }
 }
 
 /// `computepool log`.

@@ -468,21 +468,21 @@ async fn a_day_goes_by_and_the_machine_is_its_owners_whenever_they_need_it() {
     home.end().await;
 }
 
-/// The card that a shard may see.
-fn card_of(shard: u32) -> Option<String> {
+/// The cards that a shard may see.
+fn cards_of(shard: u32) -> Option<String> {
     let environment = fs::read(format!("/proc/{shard}/environ")).unwrap_or_default();
     let environment = String::from_utf8_lossy(&environment).into_owned();
     environment.split('\0').find_map(|pair| pair.strip_prefix("CUDA_VISIBLE_DEVICES=").map(str::to_owned))
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_card_that_somebody_needs_is_left_for_another() {
+async fn a_card_that_somebody_needs_is_left_and_the_other_one_goes_on() {
     let _turn = TURN.lock().await;
     let mut home = Home::start().await;
     home.seen.second = true;
     home.serves("both cards are free").await;
     let first = home.shard().unwrap();
-    assert_eq!(card_of(first).as_deref(), Some("GPU-1"));
+    assert_eq!(cards_of(first).as_deref(), Some("GPU-1,GPU-2"));
     // Somebody draws on the first card. Serving goes on, on the other one.
     home.seen.load = 40;
     home.pass(10, true).await;
@@ -492,9 +492,24 @@ async fn a_card_that_somebody_needs_is_left_for_another() {
         sleep(Duration::from_millis(5)).await;
     }
     home.serves("the other card is free").await;
-    assert_eq!(card_of(home.shard().unwrap()).as_deref(), Some("GPU-2"));
+    let second = home.shard().unwrap();
+    assert_eq!(cards_of(second).as_deref(), Some("GPU-2"));
     let yields = home.node().store.yields(9).await.unwrap();
-    assert!(yields[0].reason.contains("RTX 4090"), "{yields:?}");
+    assert!(yields.len() == 1 && yields[0].reason.contains("RTX 4090"), "{yields:?}");
+    // They stop. The card joins again once that has lasted, at a moment when nobody asks for anything.
+    home.seen.load = 0;
+    let view = home.pass(480, true).await;
+    assert!(view.decision.gpus.iter().all(|gpu| gpu.may_use), "{:?}", view.decision.gpus);
+    assert_eq!((view.gpus.len(), home.shard()), (1, Some(second)), "a coalition is not disturbed for a moment's rest");
+    home.pass(300, true).await;
+    let began = Instant::now();
+    while runs(second) {
+        assert!(began.elapsed() < PATIENCE, "the card joins");
+        sleep(Duration::from_millis(20)).await;
+    }
+    home.serves("both cards are free again").await;
+    assert_eq!(cards_of(home.shard().unwrap()).as_deref(), Some("GPU-1,GPU-2"));
+    assert_eq!(home.node().store.yields(9).await.unwrap().len(), 1, "nobody was waiting for it");
     home.end().await;
 }
 

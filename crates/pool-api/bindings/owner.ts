@@ -14,7 +14,15 @@ name: string,
 /**
  * Whether it may be used now.
  */
-in_use: boolean, };
+may_use: boolean, 
+/**
+ * Whether the node works on it, or is about to.
+ */
+in_use: boolean, 
+/**
+ * What speaks against this one in particular, as text like `another program is using it`.
+ */
+because: string | null, };
 
 export type UnavailableSensor = { 
 /**

@@ -73,7 +73,11 @@ pub struct GpuState {
     /// For people.
     pub name: String,
     /// Whether it may be used now.
+    pub may_use: bool,
+    /// Whether the node works on it, or is about to.
     pub in_use: bool,
+    /// What speaks against this one in particular, as text like `another program is using it`.
+    pub because: Option<String>,
 }
 
 /// A sensor without a value.
@@ -130,7 +134,13 @@ impl From<&OwnerView> for OwnerState {
             members,
             requests,
             gpus: gpus
-                .map(|gpu| GpuState { id: gpu.id.0.clone(), name: gpu.name.clone(), in_use: gpu.may_use })
+                .map(|gpu| GpuState {
+                    id: gpu.id.0.clone(),
+                    name: gpu.name.clone(),
+                    may_use: gpu.may_use,
+                    in_use: view.gpus.contains(&gpu.id),
+                    because: gpu.because.map(|because| because.to_string()),
+                })
                 .collect(),
             unavailable: unavailable
                 .map(|missing| UnavailableSensor { sensor: word(missing.sensor), because: missing.because.clone() })

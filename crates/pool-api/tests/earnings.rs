@@ -50,6 +50,7 @@ impl Home {
             decision,
             settings,
             activity: Activity::Idle,
+            gpus: Vec::new(),
             yields: YieldTimes::default(),
         }));
         let (asks, _) = mpsc::channel(1);

@@ -6,14 +6,14 @@ use std::{net::SocketAddr, time::Duration};
 use futures::StreamExt;
 use jiff::{Timestamp, tz::TimeZone};
 use pool_api::{
-    Access, EarningsView, ErrorAnswer, ErrorCode, OwnerCommand, OwnerEvent, OwnerState, PastDecision, Server,
+    Access, EarningsView, ErrorAnswer, ErrorCode, GpuState, OwnerCommand, OwnerEvent, OwnerState, PastDecision, Server,
     ServerError, ShiftStatus, ShiftView, Sources, Stage, Until,
 };
 use pool_node::{
     Activity,
     owner::{Ask, Clock, OwnerView, Wish},
 };
-use pool_policy::{Command, Memory, Moment, Seconds, Settings, Signals, Term, decide};
+use pool_policy::{Command, GpuDecision, GpuId, GpuReason, Memory, Moment, Seconds, Settings, Signals, Term, decide};
 use pool_store::{DecisionRecord, Store, Work, YieldTimes};
 use pool_types::{Energy, Reading, Usdcx};
 use reqwest::{Client, Method, StatusCode};
@@ -50,6 +50,7 @@ fn view_of(settings: &Settings, memory: &mut Memory, second: u64) -> OwnerView {
         decision,
         settings: settings.clone(),
         activity: Activity::Idle,
+        gpus: Vec::new(),
         yields: YieldTimes { count: 3, p50: 20, p95: 80, longest: 90 },
     }
 }
@@ -261,4 +262,37 @@ fn the_way_in_lies_in_a_file_for_its_owner_alone_and_is_not_logged() {
     }
     Access::remove(folder.path());
     assert!(Access::read(folder.path()).is_err());
+}
+
+#[test]
+fn each_card_says_whether_it_works_and_what_speaks_against_it() {
+    let mut view = view_of(&Settings::default(), &mut Memory::default(), 0);
+    let card = |id: &str, may_use, because| GpuDecision {
+        id: GpuId(id.to_owned()),
+        name: format!("RTX {id}"),
+        may_use,
+        because,
+    };
+    let rests = GpuReason::Rests { remaining: Seconds(40) };
+    view.decision.gpus = vec![
+        card("1", true, None),
+        card("2", false, Some(GpuReason::Busy)),
+        card("3", true, None),
+        card("4", false, Some(rests)),
+    ];
+    view.gpus = vec![GpuId("1".to_owned())];
+    let told: Vec<_> = OwnerState::from(&view).gpus;
+    let told: Vec<_> = told
+        .iter()
+        .map(|GpuState { id, may_use, in_use, because, .. }| (id.as_str(), *may_use, *in_use, because.as_deref()))
+        .collect();
+    assert_eq!(
+        told,
+        [
+            ("1", true, true, None),
+            ("2", false, false, Some("another program is using it")),
+            ("3", true, false, None),
+            ("4", false, false, Some("given back a moment ago; shared again in 40 seconds")),
+        ]
+    );
 }

@@ -68,8 +68,8 @@ pub struct NodeConfig {
     pub capabilities: Capabilities,
     /// The cores a shard is pinned to; empty for all.
     pub cpus: Vec<usize>,
-    /// The one GPU that its shard may see, by its name for life (`GPU-...`); all of them where none is named.
-    pub gpu: Option<String>,
+    /// The GPUs that its shard may see, by their names for life (`GPU-...`): these and no others, or whichever there are.
+    pub gpus: Option<Vec<String>>,
     /// Quantise unquantised matrices to Q8_0 when loading.
     pub quantise: bool,
     /// Bind links to loopback only: every member is on this machine.

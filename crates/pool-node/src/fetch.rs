@@ -4,8 +4,8 @@ use std::{path::PathBuf, sync::Arc};
 
 use alloy_primitives::Address;
 use pool_models::{
-    Download, DownloadError, DownloadId, DownloadState, DownloadStatus, Downloads, DownloadsOverview, Manifest, ManifestError, Mirror,
-    SignedManifest, Wanted,
+    Download, DownloadError, DownloadId, DownloadState, DownloadStatus, Downloads, DownloadsOverview, Manifest,
+    ManifestError, Mirror, SignedManifest, Wanted,
 };
 use pool_types::{LayerRange, ModelId};
 use tokio::sync::watch;

@@ -84,8 +84,8 @@ pub async fn serve(
     };
     let program = config.shard_program.clone().map_or_else(find_shard_program, Ok)?;
     let capabilities = config.capabilities.clone();
-    let (cpus, gpu) = (config.cpus.clone(), config.gpu.clone());
-    let command = ShardCommand { program, threads: capabilities.threads, cpus, gpu };
+    let (cpus, gpus) = (config.cpus.clone(), config.gpus.clone());
+    let command = ShardCommand { program, threads: capabilities.threads, cpus, gpus };
     let (shard_events_in, mut shard_events) = mpsc::channel(256);
     let introduction = Introduction { wallet: config.wallet.clone(), name, capabilities, model };
     let mut uplink = Uplink::start(address, system_trust()?, introduction);

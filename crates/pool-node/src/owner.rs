@@ -21,7 +21,7 @@ use jiff::tz::TimeZone;
 use pool_coalition::stand_down::Manner;
 use pool_models::Budget;
 use pool_policy::{
-    Action, Command, Decision, Downloads, GpuDecision, Memory, Moment, Percent, Problem, Settings, Signals, decide,
+    Action, Command, Decision, Downloads, GpuId, Memory, Moment, Percent, Problem, Settings, Signals, decide,
 };
 use pool_sense::Presence;
 use pool_store::{DecisionRecord, Store, StoreError, YieldTimes};
@@ -109,6 +109,8 @@ pub struct OwnerView {
     pub settings: Settings,
     /// What the node does.
     pub activity: Activity,
+    /// The GPUs that it does that on.
+    pub gpus: Vec<GpuId>,
     /// How long giving the machine back took so far.
     pub yields: YieldTimes,
 }
@@ -264,19 +266,13 @@ impl Keeper {
     fn act(&mut self, decision: &Decision, now: Moment, input: &watch::Receiver<Reading<Instant>>) {
         match decision.action {
             Action::Share | Action::ShareGently(_) => {
-                let usable = |gpu: &&GpuDecision| gpu.may_use;
                 if self.running.is_none() && self.problem.is_none() {
-                    let card = decision.gpus.iter().find(usable).map(|gpu| gpu.id.clone());
+                    let cards = decision.gpus.iter().filter(|gpu| gpu.may_use).map(|gpu| gpu.id.clone()).collect();
                     let (node, presence) = (self.config.node.clone(), self.config.presence.clone());
-                    self.running = Some(Running::start(node, card, presence));
+                    self.running = Some(Running::start(node, cards, presence));
                 }
-                // Its own card is needed for something else; the next shift takes another one.
-                if let Some(running) = &mut self.running
-                    && let Some(card) = running.gpu.clone()
-                    && !decision.gpus.iter().filter(usable).any(|gpu| gpu.id == card)
-                {
-                    let name = decision.gpus.iter().find(|gpu| gpu.id == card).map_or(card.0, |gpu| gpu.name.clone());
-                    running.leave(Manner::Yield, Instant::now(), format!("The {name} is not free any more"));
+                if let Some(running) = &mut self.running {
+                    running.follow_cards(&decision.gpus, now.steady);
                 }
                 let duty = if let Action::ShareGently(Percent(duty)) = decision.action { duty } else { 100 };
                 self.running.iter().for_each(|running| running.shift.set_duty(duty));
@@ -374,10 +370,9 @@ impl Keeper {
     /// Books what was worked since the last look.
     async fn count(&mut self, now: Moment, activity: &Activity) -> Result<(), OwnerError> {
         let tokens = self.running.as_ref().map_or(0, |running| running.shift.tokens());
-        let settings = &self.config.settings;
-        // With the decision that held since the last look.
-        let used = self.meters.read(&self.config.presence.snapshot(), settings, self.last.as_ref());
-        let price = settings.electricity_price;
+        let cards = self.running.as_ref().map(|running| running.gpus.as_slice());
+        let used = self.meters.read(&self.config.presence.snapshot(), cards);
+        let price = self.config.settings.electricity_price;
         let time = (now.steady, unix_milliseconds(now));
         Ok(self.books.count(&self.config.store, time, activity, tokens, used, price).await?)
     }
@@ -420,6 +415,7 @@ impl Keeper {
             row: sentence.row(),
             settings: self.config.settings.clone(),
             activity,
+            gpus: self.running.as_ref().map(|running| running.gpus.clone()).unwrap_or_default(),
             yields: self.yields,
         };
         for waiting in self.waiting.drain(..) {

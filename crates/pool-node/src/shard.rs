@@ -33,8 +33,8 @@ pub(crate) struct ShardCommand {
     pub(crate) program: PathBuf,
     pub(crate) threads: u32,
     pub(crate) cpus: Vec<usize>,
-    /// The one GPU that it may see; all of them where none is named.
-    pub(crate) gpu: Option<String>,
+    /// The GPUs that it may see; all of them without a list.
+    pub(crate) gpus: Option<Vec<String>>,
 }
 
 /// What a shard process does.
@@ -72,9 +72,9 @@ impl ShardProcess {
         }
         // candle sizes its pools from these at first use; see pool-engine's `threads` module.
         program.env("CANDLE_NUM_THREADS", &threads).env("RAYON_NUM_THREADS", &threads);
-        if let Some(gpu) = &command.gpu {
-            // As CUDA knows it; its numbers could be others than the driver's.
-            program.env("CUDA_VISIBLE_DEVICES", gpu);
+        if let Some(gpus) = &command.gpus {
+            // A card without a name goes by its number, which is the driver's and not CUDA's own.
+            program.env("CUDA_DEVICE_ORDER", "PCI_BUS_ID").env("CUDA_VISIBLE_DEVICES", gpus.join(","));
         }
         program.env_remove(crate::identity::PASSPHRASE_VARIABLE);
         program.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);

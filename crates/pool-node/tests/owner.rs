@@ -94,7 +94,7 @@ impl Home {
                 uplink_bytes_per_second: None,
             },
             cpus: Vec::new(),
-            gpu: None,
+            gpus: None,
             quantise: false,
             loopback_only: true,
             vote: None,

@@ -146,7 +146,7 @@ impl Node {
                 uplink_bytes_per_second: None,
             },
             cpus: Vec::new(),
-            gpu: None,
+            gpus: None,
             quantise: false,
             loopback_only: true,
             vote: None,

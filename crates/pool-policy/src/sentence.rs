@@ -4,7 +4,9 @@ use std::fmt;
 
 use jiff::{Timestamp, civil::Date, tz::TimeZone};
 
-use crate::{Activity, AfterFinishing, Decision, Event, Moment, Reason, Seconds, Sensor, Serving, Shard, State};
+use crate::{
+    Activity, AfterFinishing, Decision, Event, GpuReason, Moment, Reason, Seconds, Sensor, Serving, Shard, State,
+};
 
 /// A decision in words. Its `Display` is all of it; the tray shows [`Sentence::row`].
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -179,6 +181,23 @@ impl Decision {
 impl fmt::Display for Shard {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(formatter, "layers {} of {}", self.layers, self.model)
+    }
+}
+
+impl fmt::Display for GpuReason {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotChosen => formatter.write_str("not chosen for sharing"),
+            Self::Hot { celsius: Some(celsius), resumes_at } => {
+                write!(formatter, "cooling down, now at {celsius}; shared again at {resumes_at}")
+            }
+            Self::Hot { celsius: None, resumes_at } => {
+                write!(formatter, "was too hot, and does not tell its temperature; shared again at {resumes_at}")
+            }
+            Self::MemoryNeeded => formatter.write_str("another program needs its memory"),
+            Self::Busy => formatter.write_str("another program is using it"),
+            Self::Rests { remaining } => write!(formatter, "given back a moment ago; shared again in {remaining}"),
+        }
     }
 }
 

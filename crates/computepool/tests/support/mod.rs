@@ -87,7 +87,7 @@ pub fn node_config(at: SocketAddr, roster: &Roster, wallet: PrivateKeySigner, mo
             uplink_bytes_per_second: None,
         },
         cpus: Vec::new(),
-        gpu: None,
+        gpus: None,
         quantise: false,
         loopback_only: true,
         vote: None,

@@ -7,7 +7,7 @@ use std::{
 };
 
 use pool_coalition::stand_down::Manner;
-use pool_policy::{GpuId, Problem};
+use pool_policy::{GpuDecision, GpuId, Problem};
 use pool_sense::Presence;
 use pool_store::YieldRecord;
 use pool_types::{ByteSize, Failure, ReasonCode};
@@ -23,8 +23,10 @@ use crate::{
 
 /// A node that serves, or is about to.
 pub(super) struct Running {
-    /// The card that it runs on; none for the processor.
-    pub(super) gpu: Option<GpuId>,
+    /// The cards that it runs on; none for the processor.
+    pub(super) gpus: Vec<GpuId>,
+    /// Since when (on the steady clock) it could have more cards.
+    pub(super) more_since: Option<Duration>,
     pub(super) shift: Shift,
     changes: watch::Receiver<(Activity, Option<u32>)>,
     leave: watch::Sender<Option<Manner>>,
@@ -54,14 +56,14 @@ pub(super) enum Finished {
 }
 
 impl Running {
-    pub(super) fn start(config: NodeConfig, gpu: Option<GpuId>, presence: Arc<dyn Presence>) -> Self {
-        let config = NodeConfig { gpu: gpu.as_ref().map(|gpu| gpu.0.clone()), ..config };
+    pub(super) fn start(config: NodeConfig, gpus: Vec<GpuId>, presence: Arc<dyn Presence>) -> Self {
+        let config = NodeConfig { gpus: Some(gpus.iter().map(|gpu| gpu.0.clone()).collect()), ..config };
         let ((leave, told), shift) = (watch::channel(None), Shift::default());
         // Nobody shuts a shift down: it leaves, and says so.
         let serving = serve(config, CancellationToken::new(), told, shift.clone());
         let task = tokio::spawn(with_memory(serving, shift.clone(), presence));
         let changes = shift.changes();
-        Self { gpu, shift, changes, leave, asked: None, served: false, task }
+        Self { gpus, more_since: None, shift, changes, leave, asked: None, served: false, task }
     }
 
     /// Tells the node to leave, once; after a drain it may still be told to give the machine back.
@@ -74,6 +76,38 @@ impl Running {
             self.asked = Some(Asked { event, noticed: event.elapsed(), reason });
         }
         self.leave.send_replace(Some(manner));
+    }
+}
+
+/// A card that becomes free joins those of a shift when nothing has been asked of it for a moment, and it was free for so
+/// long,
+const JOINS: Duration = Duration::from_secs(600);
+/// or for so long, whatever is asked.
+const JOINS_BUSY: Duration = Duration::from_secs(3600);
+
+impl Running {
+    /// Leaves when one of its cards is needed for something else: the next shift goes on with the others. Where there
+    /// could be more cards, the next shift takes them; for that it leaves in order, when it disturbs nobody.
+    pub(super) fn follow_cards(&mut self, cards: &[GpuDecision], now: Duration) {
+        let may_use = |id: &GpuId| cards.iter().any(|card| card.may_use && card.id == *id);
+        if let Some(lost) = self.gpus.iter().find(|id| !may_use(id)) {
+            let name = cards.iter().find(|card| card.id == *lost).map_or(&lost.0, |card| &card.name);
+            let reason = format!("The {name} is not free any more");
+            self.leave(Manner::Yield, Instant::now(), reason);
+        }
+        if !cards.iter().any(|card| card.may_use && !self.gpus.contains(&card.id)) {
+            self.more_since = None;
+            return;
+        }
+        let free = now.saturating_sub(*self.more_since.get_or_insert(now));
+        let joins = match self.shift.activity() {
+            Activity::Idle => Duration::ZERO,
+            Activity::Serving { requests: 0, .. } => JOINS,
+            Activity::Serving { .. } | Activity::Preparing { .. } | Activity::Fetching { .. } => JOINS_BUSY,
+        };
+        if free >= joins {
+            self.leave(Manner::Drain, Instant::now(), String::new());
+        }
     }
 }
 
