@@ -7,7 +7,7 @@
 //! unhashed/1234…/abcd…     a content that no hash is known of: it belongs to the one model whose manifest names it
 //!     abcd….part, abcd….pieces
 //! models/1234…/            a model, named by its manifest's hash: the path to give to [`crate::Model::open`]
-//!     manifest.json, signature.json, use.json, lease
+//!     manifest.json, signature.json, use.json, lease, hold
 //! queue.json               what is to be downloaded, and `queue.lock`, held by the process that downloads it
 //! lock                     held exclusively while something is noted, evicted or removed
 //! ```
@@ -17,8 +17,9 @@
 //! hashed again before a download goes on after a restart. Two models, ranges or shards that share a tensor share the
 //! file where its hash is known; what only a host's word vouches for is never taken for anything else.
 //!
-//! Several processes may use one cache: whoever holds a model open, or downloads it, holds a shared lock on its `lease`,
-//! whoever writes a part holds an exclusive lock on it, and nothing locked is ever deleted. Locks end with the process
+//! Several processes may use one cache: whoever holds a model open holds a shared lock on its `lease`, whoever downloads
+//! it or has loaded what is assigned of it one on its `hold`, whoever writes a part holds an exclusive lock on it, and
+//! nothing locked is ever deleted. Locks end with the process
 //! that held them, however it ends. What cannot be read counts as kept, never as free to go. Every call here may block
 //! on the disk.
 
@@ -62,6 +63,7 @@ pub(crate) const MANIFEST: &str = "manifest.json";
 const SIGNATURE: &str = "signature.json";
 const USE: &str = "use.json";
 const LEASE: &str = "lease";
+const HOLD: &str = "hold";
 const OBJECTS: &str = "objects";
 const PARTIAL: &str = "partial";
 const UNHASHED: &str = "unhashed";
@@ -79,8 +81,18 @@ pub struct Cache {
 /// Held by whoever uses a model: nothing of it is evicted or removed until the last clone of it is gone.
 #[derive(Clone, Debug)]
 pub struct Lease {
+    model: PathBuf,
     /// The lock ends when the file is closed.
     _file: Arc<File>,
+}
+
+impl Lease {
+    /// As much as somebody needs who has read what they need: the model is not removed, and of its contents only what is
+    /// assigned stays for sure.
+    pub fn of_assigned(self) -> Result<Self, CacheError> {
+        let (cache, hash) = Cache::of_model(&self.model)?;
+        cache.hold(hash)
+    }
 }
 
 /// Held by whoever may not be disturbed by an eviction, or evicts.
@@ -182,7 +194,19 @@ impl Cache {
 
     /// Keeps a model from being evicted until it is let go, and notes that it is used now.
     pub fn lease(&self, hash: B256) -> Result<Lease, CacheError> {
-        let path = self.model_path(hash).join(LEASE);
+        let lease = self.shared(hash, LEASE)?;
+        lease._file.set_modified((self.clock)()).map_err(failed("note the use of", &lease.model))?;
+        Ok(lease)
+    }
+
+    /// Keeps a model from being removed; of its contents only what is assigned stays for sure.
+    pub(crate) fn hold(&self, hash: B256) -> Result<Lease, CacheError> {
+        self.shared(hash, HOLD)
+    }
+
+    fn shared(&self, hash: B256, name: &str) -> Result<Lease, CacheError> {
+        let model = self.model_path(hash);
+        let path = model.join(name);
         let _guard = self.guard(false)?;
         self.must_be_here(hash)?;
         let file = lock_file(&path)?;
@@ -190,8 +214,7 @@ impl Cache {
             TryLockError::WouldBlock => CacheError::Busy(Duration::ZERO),
             TryLockError::Error(source) => failed("lock", &path)(source),
         })?;
-        file.set_modified((self.clock)()).map_err(failed("note the use of", &path))?;
-        Ok(Lease { _file: Arc::new(file) })
+        Ok(Lease { model, _file: Arc::new(file) })
     }
 
     fn must_be_here(&self, hash: B256) -> Result<(), CacheError> {
@@ -202,9 +225,18 @@ impl Cache {
         }
     }
 
-    /// Whether anybody holds a lease. Only sure for whoever holds the cache exclusively.
+    /// Whether anybody holds a lease on all of it. Only sure for whoever holds the cache exclusively.
     fn is_leased(&self, hash: B256) -> Result<bool, CacheError> {
-        let path = self.model_path(hash).join(LEASE);
+        self.is_shared(hash, LEASE)
+    }
+
+    /// Whether anybody uses it. Only sure for whoever holds the cache exclusively.
+    fn is_in_use(&self, hash: B256) -> Result<bool, CacheError> {
+        Ok(self.is_shared(hash, LEASE)? || self.is_shared(hash, HOLD)?)
+    }
+
+    fn is_shared(&self, hash: B256, name: &str) -> Result<bool, CacheError> {
+        let path = self.model_path(hash).join(name);
         let file = match File::open(&path) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(false),
             file => file.map_err(failed("open", &path))?,

@@ -289,5 +289,6 @@ fn load_engine(order: &LoadOrder, threads: usize) -> Result<(Engine, Option<Leas
         max_context: order.max_context as usize,
     };
     let engine = Engine::load(model.config.clone(), model.source.as_ref(), options).map_err(|e| unusable(&e))?;
-    Ok((engine, model.lease))
+    let lease = model.lease.map(Lease::of_assigned).transpose().map_err(|e| unusable(&e))?;
+    Ok((engine, lease))
 }

@@ -127,7 +127,7 @@ impl Cache {
         // Looking takes the lease for a moment, so nobody may be taking one.
         let _guard = self.guard(true)?;
         for model in &mut models {
-            match self.is_leased(model.hash) {
+            match self.is_in_use(model.hash) {
                 Ok(in_use) => model.in_use = in_use,
                 Err(error) => note(&mut model.broken, &error),
             }
@@ -192,7 +192,7 @@ impl Cache {
         let _guard = self.guard(true)?;
         let path = self.model_path(hash);
         self.must_be_here(hash)?;
-        if self.is_leased(hash)? {
+        if self.is_in_use(hash)? {
             let name = self.manifest(hash).map_or_else(|_| plain(hash), |manifest| manifest.name);
             return Err(CacheError::InUse(name));
         }

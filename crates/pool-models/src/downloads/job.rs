@@ -446,7 +446,7 @@ pub(super) fn prepare(
     wanted: Wanted,
     held: Held,
 ) -> Result<Prepared, CacheError> {
-    let lease = cache.lease(hash)?;
+    let lease = cache.hold(hash)?;
     let contents = cache.contents(hash, manifest.piece_bytes);
     let items = manifest.items(wanted);
     let mut pieces: HashMap<B256, Vec<bool>> = HashMap::new();

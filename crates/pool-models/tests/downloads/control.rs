@@ -338,7 +338,7 @@ async fn a_cache_that_another_program_tidies_is_waited_for() {
     let cache = Cache::open(root.path()).unwrap();
     let path = cache.add(&manifest, None).unwrap();
     // Looking whether a model is in use takes its lease for a moment; this one takes its time.
-    let tidier = std::fs::File::create(path.join("lease")).unwrap();
+    let tidier = std::fs::File::create(path.join("hold")).unwrap();
     tidier.lock().unwrap();
     let downloads = start(&cache);
     let wanted = shard(&manifest, 0, 2);

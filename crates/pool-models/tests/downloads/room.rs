@@ -16,7 +16,7 @@ use pool_models::{
 use pool_types::ByteSize;
 
 use crate::{
-    assert_same, download, fetched,
+    assert_same, download, fetched, loads,
     models::{self, Files, manifest, shard, single},
     options, plenty,
     server::Server,
@@ -313,4 +313,40 @@ fn a_model_is_opened_while_the_cache_is_being_tidied() {
             cache.list().unwrap();
         }
     });
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn other_layers_of_a_model_take_the_place_of_those_that_are_no_longer_wanted() {
+    let files = single(216);
+    let (folder, manifest) = manifest(&files);
+    let server = Server::start(&files).await;
+    let root = tempfile::tempdir().unwrap();
+    let cache = Cache::open(root.path()).unwrap();
+    let (before, after) = (shard(&manifest, 0, 2), shard(&manifest, 2, 4));
+    let length =
+        |wanted: Wanted| manifest.items(wanted).iter().map(|item| item.content.length.next_multiple_of(4096)).sum();
+    let needed: u64 = u64::max(length(before), length(after));
+    let options = DownloadOptions { budget: most(needed * 5 / 4), ..options() };
+    let downloads = Downloads::start(cache.clone(), options, plenty()).unwrap();
+    let id = downloads.add(download(&manifest, before, &[&server])).await.unwrap();
+    let ended = downloads.ended(id).await.unwrap();
+    assert_eq!(ended.state, DownloadState::Done, "{ended}");
+    // As a shard holds it: its layers are in memory, and what it is told next may be others.
+    let model = Model::open(&ended.path).unwrap();
+    let held = model.lease.unwrap().of_assigned().unwrap();
+    drop(model.source);
+
+    let id = downloads.add(download(&manifest, after, &[&server])).await.unwrap();
+    downloads.unassign_others(manifest.hash(), after).await.unwrap();
+    let ended = downloads.ended(id).await.unwrap();
+    assert_eq!(ended.state, DownloadState::Done, "{ended}");
+    let (original, model) = (Model::open(folder.path()).unwrap(), Model::open(&ended.path).unwrap());
+    for name in original.source.names().into_iter().filter(|name| loads(after, *name)) {
+        assert!(model.source.bytes(name).unwrap() == original.source.bytes(name).unwrap(), "{name:?}");
+    }
+    drop(model);
+    assert!(cache.used_bytes().unwrap() <= needed * 5 / 4);
+    assert!(matches!(cache.remove(manifest.hash()), Err(CacheError::InUse(_))), "the shard still runs");
+    drop(held);
+    cache.remove(manifest.hash()).unwrap();
 }
