@@ -174,6 +174,28 @@ model: string,
  */
 reason: string, };
 
+export type CheckingView = { 
+/**
+ * The hash of its manifest.
+ */
+model: string, 
+/**
+ * Its name.
+ */
+name: string, 
+/**
+ * Bytes that are right so far.
+ */
+done: number, 
+/**
+ * Bytes that are here.
+ */
+size: number, 
+/**
+ * All of it in one line.
+ */
+line: string, };
+
 export type DiskView = { 
 /**
  * What they take.
@@ -209,6 +231,14 @@ stranded: Array<StrandedView>,
  * All wait together: the policy says so, and the state why.
  */
 all_paused: boolean, 
+/**
+ * Models that are being verified.
+ */
+checking: Array<CheckingView>, 
+/**
+ * What a command has found, in one sentence; absent but in a command's answer.
+ */
+found: string | null, 
 /**
  * The disk.
  */

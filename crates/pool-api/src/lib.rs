@@ -40,7 +40,7 @@ pub use access::{Access, AccessError};
 pub use diagnostics::{Diagnostics, without_secrets};
 pub use server::{Server, ServerError, Sources};
 pub use wire::{
-    DiskView, DownloadCommand, DownloadStage, DownloadView, DownloadsView, EarningsView, ErrorAnswer, ErrorCode,
-    GivenBack, GpuState, ModelView, OwnerCommand, OwnerEvent, OwnerState, PastDecision, Period, ShiftStatus, ShiftView,
-    Stage, StrandedView, UnavailableSensor, Until, WalletView, typescript,
+    CheckingView, DiskView, DownloadCommand, DownloadStage, DownloadView, DownloadsView, EarningsView, ErrorAnswer,
+    ErrorCode, GivenBack, GpuState, ModelView, OwnerCommand, OwnerEvent, OwnerState, PastDecision, Period, ShiftStatus,
+    ShiftView, Stage, StrandedView, UnavailableSensor, Until, WalletView, typescript,
 };

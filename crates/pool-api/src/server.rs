@@ -40,7 +40,7 @@ use crate::{
     earnings::Books,
     wire::{
         DownloadCommand, DownloadsView, ErrorAnswer, ErrorCode, ModelView, OwnerCommand, OwnerEvent, OwnerState,
-        PastDecision, WalletView,
+        PastDecision, WalletView, found,
     },
 };
 
@@ -319,17 +319,22 @@ async fn download_command(State(interface): State<Arc<Interface>>, body: Bytes) 
             return failure(StatusCode::BAD_REQUEST, ErrorCode::Other, &message, "Nothing was changed.");
         }
     };
+    let nothing = |()| None;
     let obeyed = match command {
-        DownloadCommand::Pause { id } => downloads.pause(DownloadId(id)).await,
-        DownloadCommand::Resume { id } => downloads.resume(DownloadId(id)).await,
-        DownloadCommand::First { id } => downloads.move_to_front(DownloadId(id)).await,
-        DownloadCommand::Priority { id, priority } => downloads.set_priority(DownloadId(id), priority).await,
-        DownloadCommand::Cancel { id } => downloads.cancel(DownloadId(id)).await,
-        DownloadCommand::Verify { model } => downloads.verify(model).await.map(drop),
-        DownloadCommand::Remove { model } => downloads.remove(model).await.map(drop),
+        DownloadCommand::Pause { id } => downloads.pause(DownloadId(id)).await.map(nothing),
+        DownloadCommand::Resume { id } => downloads.resume(DownloadId(id)).await.map(nothing),
+        DownloadCommand::First { id } => downloads.move_to_front(DownloadId(id)).await.map(nothing),
+        DownloadCommand::Priority { id, priority } => {
+            downloads.set_priority(DownloadId(id), priority).await.map(nothing)
+        }
+        DownloadCommand::Cancel { id } => downloads.cancel(DownloadId(id)).await.map(nothing),
+        DownloadCommand::Verify { model } => downloads.verify(model).await.map(|check| Some(found(&check))),
+        DownloadCommand::Remove { model } => {
+            downloads.remove(model).await.map(|freed| Some(format!("That gave {freed} of space.")))
+        }
     };
     match obeyed {
-        Ok(()) => Json(interface.sources.downloads()).into_response(),
+        Ok(found) => Json(DownloadsView { found, ..interface.sources.downloads() }).into_response(),
         Err(error) => {
             let status = match &error {
                 DownloadError::Unknown | DownloadError::Cache(CacheError::NotHere(_)) => StatusCode::NOT_FOUND,

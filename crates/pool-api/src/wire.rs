@@ -9,8 +9,9 @@ use pool_store::{DecisionRecord, YieldTimes};
 use serde::{Deserialize, Serialize};
 use ts_rs::{Config, TS};
 
+pub(crate) use self::downloads::found;
 pub use self::downloads::{
-    DiskView, DownloadCommand, DownloadStage, DownloadView, DownloadsView, ModelView, StrandedView,
+    CheckingView, DiskView, DownloadCommand, DownloadStage, DownloadView, DownloadsView, ModelView, StrandedView,
 };
 pub use self::earnings::{EarningsView, Period, ShiftStatus, ShiftView, WalletView};
 
@@ -280,6 +281,7 @@ pub fn typescript() -> String {
         DownloadStage::decl(&config),
         DownloadView::decl(&config),
         StrandedView::decl(&config),
+        CheckingView::decl(&config),
         DiskView::decl(&config),
         DownloadsView::decl(&config),
         ModelView::decl(&config),

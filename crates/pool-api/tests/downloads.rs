@@ -167,11 +167,16 @@ async fn downloads_are_paused_hurried_verified_and_removed_as_the_owner_likes() 
     wrong[7] ^= 1;
     fs::write(&largest, &wrong).unwrap();
     host.forget();
-    interface.command(json!({ "command": "verify", "model": models[0].model })).await;
+    let list = interface.command(json!({ "command": "verify", "model": models[0].model })).await;
+    let found = list.found.unwrap();
+    assert!(found.starts_with("Not right, and fetched again: 1 part. Right: "), "{found}");
+    assert_eq!(list.checking, [], "it has ended");
     interface
         .until("it is whole again", |list| list.downloads.iter().all(|one| one.stage == DownloadStage::Done))
         .await;
     assert_eq!(fs::read(&largest).unwrap(), right);
+    let list = interface.command(json!({ "command": "verify", "model": models[0].model })).await;
+    assert!(list.found.unwrap().starts_with("All that is here is right: "));
     assert!(host.sent(".safetensors") >= right.len() as u64, "it came from the host");
 
     // What a shard has open stays; then it goes, and its bytes with it.
@@ -182,6 +187,7 @@ async fn downloads_are_paused_hurried_verified_and_removed_as_the_owner_likes() 
     drop(lease);
     let list = interface.command(json!({ "command": "remove", "model": models[0].model })).await;
     assert!(list.downloads.is_empty(), "{list:?}");
+    assert!(list.found.unwrap().starts_with("That gave "));
     assert!(interface.models().await.is_empty());
 
     for (command, expected) in [

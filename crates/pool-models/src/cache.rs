@@ -54,7 +54,7 @@ pub use models::CachedModel;
 pub use room::{Budget, DiskUse, NoRoom, Space, SystemSpace};
 pub(crate) use source::CachedTensors;
 pub(crate) use verify::StopFlag;
-pub use verify::Verified;
+pub use verify::{Checking, Verified};
 
 use crate::manifest::{Manifest, ManifestError, SignedManifest, hash_of};
 

@@ -58,6 +58,8 @@ use crate::{
 };
 
 const INBOX: usize = 64;
+/// How often it is told how far a verification is.
+const TELL: Duration = Duration::from_millis(500);
 
 /// How downloads behave.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -240,8 +242,29 @@ impl Downloads {
     /// Reads everything that is here of a model again. What is broken is removed, and fetched again by the downloads of
     /// this model that are in the list.
     pub async fn verify(&self, manifest: B256) -> Result<ModelCheck, DownloadError> {
+        let this = self.clone();
+        // To its end, even if nobody waits for it any more: what is removed must come again.
+        tokio::spawn(async move { this.check(manifest).await }).await.map_err(|_| DownloadError::Broken)?
+    }
+
+    async fn check(&self, manifest: B256) -> Result<ModelCheck, DownloadError> {
         let (cache, stop) = (self.cache.clone(), self.stop.clone());
-        let verified = on_disk(move || Ok(cache.verify_until(manifest, &stop)?)).await;
+        let (tell, told) = watch::channel(None);
+        let verified = on_disk(move || {
+            let tell = |progress| drop(tell.send_replace(Some(progress)));
+            Ok(cache.verify_until(manifest, &stop, tell)?)
+        });
+        let mut verified = std::pin::pin!(verified);
+        let verified = loop {
+            tokio::select! {
+                verified = &mut verified => break verified,
+                () = tokio::time::sleep(TELL) => {
+                    let progress = told.borrow().clone();
+                    self.ask(|reply| Command::Checking { hash: manifest, progress, reply }).await?;
+                }
+            }
+        };
+        self.ask(|reply| Command::Checking { hash: manifest, progress: None, reply }).await?;
         let verified = verified.map_err(|error| match error {
             DownloadError::Cache(CacheError::Stopped) => DownloadError::Stopped,
             error => error,

@@ -66,7 +66,9 @@ mod source;
 mod template;
 mod tokenizer;
 
-pub use cache::{Budget, Cache, CacheError, CachedModel, DiskUse, Lease, NoRoom, Space, SystemSpace, Verified};
+pub use cache::{
+    Budget, Cache, CacheError, CachedModel, Checking, DiskUse, Lease, NoRoom, Space, SystemSpace, Verified,
+};
 pub use config::{Activation, ConfigError, Family, ModelConfig, Rope, RopeLayout, RopeScaling, SUPPORTED};
 #[cfg(feature = "downloads")]
 pub use downloads::{

@@ -1,7 +1,8 @@
 //! `computepool downloads`.
 
-use std::process::ExitCode;
+use std::{convert::Infallible, path::Path, process::ExitCode, time::Duration};
 
+use alloy_primitives::B256;
 use anyhow::Result;
 use pool_api::{DownloadCommand, DownloadsView, ModelView};
 use pool_types::ByteSize;
@@ -14,15 +15,29 @@ use crate::{arguments::OwnerDownloadsArguments, serving, table::Table};
 /// Where the list is changed.
 pub(super) const COMMANDS: &str = "downloads/commands";
 
+/// How often it is asked how far a verification is.
+const LOOK: Duration = Duration::from_secs(1);
+
 /// Changes the list as asked, and prints it.
 pub(crate) fn downloads(arguments: &OwnerDownloadsArguments) -> Result<ExitCode> {
     let state = &arguments.state;
     serving::runtime(1)?.block_on(async {
         let list: DownloadsView = match command(arguments) {
+            Some(command @ DownloadCommand::Verify { model }) => {
+                let verified = interface(state, Method::POST, COMMANDS, Some(&command));
+                let watching = watch(state, model);
+                tokio::select! {
+                    verified = verified => verified?,
+                    never = watching => match never {},
+                }
+            }
             Some(command) => interface(state, Method::POST, COMMANDS, Some(&command)).await?,
             None => interface(state, Method::GET, "downloads", NOTHING).await?,
         };
         let models: Vec<ModelView> = interface(state, Method::GET, "models", NOTHING).await?;
+        if let Some(found) = &list.found {
+            eprintln!("{found}");
+        }
         if arguments.json {
             println!("{}", json!({ "downloads": list, "models": models }));
         } else {
@@ -45,6 +60,21 @@ fn command(arguments: &OwnerDownloadsArguments) -> Option<DownloadCommand> {
     of_download.into_iter().flatten().next()
 }
 
+/// Says on standard error how far a verification is, which takes as long as the disk takes to read the model.
+async fn watch(state: &Path, model: B256) -> Infallible {
+    let mut said = None;
+    loop {
+        tokio::time::sleep(LOOK).await;
+        // Where it cannot be asked, the verification itself says why.
+        let Ok(list) = interface::<DownloadsView>(state, Method::GET, "downloads", NOTHING).await else { continue };
+        let line = list.checking.into_iter().find(|checking| checking.model == model).map(|checking| checking.line);
+        if let Some(line) = line.filter(|line| said.as_ref() != Some(line)) {
+            eprintln!("{line}");
+            said = Some(line);
+        }
+    }
+}
+
 fn show(list: &DownloadsView, models: &[ModelView]) {
     if let Some(problem) = &list.problem {
         println!("{problem}");
@@ -54,6 +84,9 @@ fn show(list: &DownloadsView, models: &[ModelView]) {
     }
     for download in &list.downloads {
         println!("{}  {}", download.id, download.line);
+    }
+    for checking in &list.checking {
+        println!("{}", checking.line);
     }
     for stranded in &list.stranded {
         println!("of {}: {}", stranded.model, stranded.reason);

@@ -3,7 +3,8 @@
 use std::time::UNIX_EPOCH;
 
 use alloy_primitives::B256;
-use pool_models::{CachedModel, DownloadState, DownloadStatus, DownloadsOverview};
+use pool_models::{CachedModel, Checking, DownloadState, DownloadStatus, DownloadsOverview, ModelCheck};
+use pool_types::ByteSize;
 use serde::{Deserialize, Serialize};
 use ts_rs::TS;
 
@@ -95,6 +96,31 @@ impl From<&DownloadStatus> for DownloadView {
     }
 }
 
+/// A model that is read again, to see whether it is right.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, TS)]
+pub struct CheckingView {
+    /// The hash of its manifest.
+    #[ts(type = "string")]
+    pub model: B256,
+    /// Its name.
+    pub name: String,
+    /// Bytes that are right so far.
+    #[ts(type = "number")]
+    pub done: u64,
+    /// Bytes that are here.
+    #[ts(type = "number")]
+    pub size: u64,
+    /// All of it in one line.
+    pub line: String,
+}
+
+impl From<&Checking> for CheckingView {
+    fn from(Checking { manifest, name, done, total }: &Checking) -> Self {
+        let line = format!("checking {name}: {done} of {total}");
+        Self { model: *manifest, name: name.clone(), done: done.0, size: total.0, line }
+    }
+}
+
 /// A download of an earlier run that cannot go on.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, TS)]
 pub struct StrandedView {
@@ -134,6 +160,10 @@ pub struct DownloadsView {
     pub stranded: Vec<StrandedView>,
     /// All wait together: the policy says so, and the state why.
     pub all_paused: bool,
+    /// Models that are being verified.
+    pub checking: Vec<CheckingView>,
+    /// What a command has found, in one sentence; absent but in a command's answer.
+    pub found: Option<String>,
     /// The disk.
     pub disk: DiskView,
     /// One sentence where the list of downloads could not be read or is not kept.
@@ -158,6 +188,8 @@ impl From<&DownloadsOverview> for DownloadsView {
                 .map(|stranded| StrandedView { model: stranded.manifest, reason: stranded.reason.clone() })
                 .collect(),
             all_paused: overview.all_paused,
+            checking: overview.checking.iter().map(CheckingView::from).collect(),
+            found: None,
             disk: DiskView {
                 used: disk.measured.used.0,
                 promised: disk.promised.0,
@@ -265,4 +297,17 @@ pub enum DownloadCommand {
         #[ts(type = "string")]
         model: B256,
     },
+}
+
+/// What a verification found, in one sentence.
+pub(crate) fn found(ModelCheck { verified, fetching }: &ModelCheck) -> String {
+    let parts = |count: usize| if count == 1 { "1 part".to_owned() } else { format!("{count} parts") };
+    let right = format!("{} in {}", ByteSize(verified.bytes), parts(verified.whole));
+    match (verified.broken.len(), fetching.is_empty()) {
+        (0, _) => format!("All that is here is right: {right}."),
+        (broken, false) => format!("Not right, and fetched again: {}. Right: {right}.", parts(broken)),
+        (broken, true) => {
+            format!("Not right, and removed until the model is fetched again: {}. Right: {right}.", parts(broken))
+        }
+    }
 }

@@ -10,6 +10,7 @@ use std::{
 };
 
 use alloy_primitives::B256;
+use pool_types::ByteSize;
 use sha2::{Digest, Sha256};
 
 use super::{Cache, CacheError, error::failed};
@@ -34,6 +35,19 @@ impl StopFlag {
     }
 }
 
+/// How far a verification is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Checking {
+    /// The hash of the model's manifest.
+    pub manifest: B256,
+    /// The model's name.
+    pub name: String,
+    /// Bytes that are right so far.
+    pub done: ByteSize,
+    /// Bytes that are here.
+    pub total: ByteSize,
+}
+
 /// What a verification found.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Verified {
@@ -51,20 +65,34 @@ impl Cache {
     /// Reads everything that is here of a model again, and removes what is not as it should be. A disk that cannot read
     /// is an error, and removes nothing.
     pub fn verify(&self, hash: B256) -> Result<Verified, CacheError> {
-        self.verify_until(hash, &StopFlag::default())
+        self.verify_until(hash, &StopFlag::default(), |_| ())
     }
 
-    pub(crate) fn verify_until(&self, hash: B256, stop: &StopFlag) -> Result<Verified, CacheError> {
+    /// As [`Self::verify`], until it is told to stop; tells how far it is.
+    pub(crate) fn verify_until(
+        &self,
+        hash: B256,
+        stop: &StopFlag,
+        mut tell: impl FnMut(Checking),
+    ) -> Result<Verified, CacheError> {
         let _lease = self.lease(hash)?;
         let manifest = self.manifest(hash)?;
         let contents = self.contents(hash, manifest.piece_bytes);
-        let mut result = Verified::default();
-        for item in manifest.items(Wanted::everything(&manifest.config)) {
+        let items = manifest.items(Wanted::everything(&manifest.config));
+        let mut total = 0_u64;
+        for item in &items {
+            total = total.saturating_add(if contents.has(&item.content)? { item.content.length } else { 0 });
+        }
+        let (name, total) = (manifest.name.clone(), ByteSize(total));
+        let (mut result, mut done) = (Verified::default(), 0_u64);
+        for item in items {
+            tell(Checking { manifest: hash, name: name.clone(), done: ByteSize(done), total });
             match contents.check(&item.content, stop)? {
                 None => result.missing += 1,
                 Some(true) => {
                     result.whole += 1;
                     result.bytes = result.bytes.saturating_add(item.content.length);
+                    done = result.bytes.min(total.0);
                 }
                 Some(false) => {
                     let _guard = self.guard(true)?;

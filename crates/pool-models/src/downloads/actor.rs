@@ -24,7 +24,7 @@ use super::{
     work::{Stop, Work, lock},
 };
 use crate::{
-    cache::{Cache, CacheError, DiskUse, NoRoom, Space},
+    cache::{Cache, CacheError, Checking, DiskUse, NoRoom, Space},
     plan::Run,
 };
 
@@ -58,6 +58,7 @@ pub(super) struct Actor {
     pub(super) bandwidth: Arc<Bandwidth>,
     pub(super) jobs: Vec<Job>,
     pub(super) stranded: Vec<Stranded>,
+    pub(super) checking: BTreeMap<B256, Checking>,
     next_id: u64,
     pub(super) all_paused: bool,
     tasks: JoinSet<End>,
@@ -93,6 +94,7 @@ impl Actor {
             bandwidth: Arc::new(Bandwidth::new(options.bandwidth.map(|cap| cap.0))),
             jobs: Vec::new(),
             stranded: Vec::new(),
+            checking: BTreeMap::new(),
             next_id: 1,
             all_paused: options.paused,
             tasks: JoinSet::new(),
@@ -226,6 +228,7 @@ impl Actor {
             downloads: statuses.collect(),
             stranded: self.stranded.iter().map(Stranded::shown).collect(),
             all_paused: self.all_paused,
+            checking: self.checking.values().cloned().collect(),
             disk: DiskTotals {
                 measured: self.disk,
                 promised: ByteSize(self.promised(None)),

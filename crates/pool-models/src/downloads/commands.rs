@@ -10,7 +10,10 @@ use super::{
     job::{Facts, Job, Phase},
     leash::Ended,
 };
-use crate::{cache::Budget, plan::Wanted};
+use crate::{
+    cache::{Budget, Checking},
+    plan::Wanted,
+};
 
 /// Tells whoever asked that it holds now, or that it cannot be.
 type Answer<T> = oneshot::Sender<Result<T, DownloadError>>;
@@ -48,6 +51,12 @@ pub(super) enum Command {
     Front {
         id: DownloadId,
         reply: Answer<()>,
+    },
+    /// How far the verification of the model is; `None` once it has ended.
+    Checking {
+        hash: B256,
+        progress: Option<Checking>,
+        reply: oneshot::Sender<()>,
     },
     /// Everything of the model that is said to be done, or is under way.
     LookAgain {
@@ -152,6 +161,13 @@ impl Actor {
                         first.map_or(job.download.priority, |first| first.max(job.download.priority));
                 });
                 now(reply, changed)
+            }
+            Command::Checking { hash, progress, reply } => {
+                match progress {
+                    Some(progress) => drop(self.checking.insert(hash, progress)),
+                    None => drop(self.checking.remove(&hash)),
+                }
+                now(reply, ())
             }
             Command::LookAgain { hash, reply } => {
                 let again = self.jobs.iter_mut().filter(|job| job.facts.hash == hash && job.phase != Phase::Failed);

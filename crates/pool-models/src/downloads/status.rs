@@ -6,7 +6,7 @@ use alloy_primitives::B256;
 use pool_types::ByteSize;
 
 use crate::{
-    cache::{Budget, DiskUse},
+    cache::{Budget, Checking, DiskUse},
     plan::Wanted,
 };
 
@@ -107,6 +107,8 @@ pub struct DownloadsOverview {
     pub stranded: Vec<StrandedDownload>,
     /// All are paused together.
     pub all_paused: bool,
+    /// Models that are being verified.
+    pub checking: Vec<Checking>,
     /// The disk.
     pub disk: DiskTotals,
     /// Whether the list outlasts this process.
