@@ -8,7 +8,8 @@
 //!
 //! where the last hop carries the sampled token back from the exit to the entry; or, for
 //! [`Objective::Throughput`], the busiest stage or link, which bounds tokens/s once as many requests are in
-//! flight as there are shards. Two neighbouring shards never have one owner unless that is allowed, every span
+//! flight as there are shards. Where it is known which layers the cards hold, the time until they have theirs counts as
+//! well, spread over [`LIFETIME_TOKENS`]: who holds the layers goes before who is a little faster and must fetch them. Two neighbouring shards never have one owner unless that is allowed, every span
 //! keeps a standby while cards remain, and a split that is slower than one card that fits is refused.
 //!
 //! ```
@@ -36,12 +37,19 @@ mod tests;
 use std::collections::BTreeMap;
 
 use alloy_primitives::Address;
-use pool_types::{ByteSize, LayerRange};
+use pool_types::{ByteSize, Holdings, LayerRange};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use cut::Seated;
 use field::Field;
+
+/// Tokens that a coalition is expected to give before it forms anew; the time until it can begin is spread over them.
+pub const LIFETIME_TOKENS: f64 = 1e5;
+/// Bytes of weights a second that a card fetches: an owner's line of 100 Mbit/s.
+const FETCH_BYTES_PER_S: f64 = 12.5e6;
+/// Bytes of weights a second that a card reads from its disk.
+const LOAD_BYTES_PER_S: f64 = 1e9;
 
 /// What a model asks of the cards that serve it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -112,6 +120,8 @@ pub struct Card {
     pub default_round_trip: f64,
     /// Software time in seconds that this card adds to every frame it sends.
     pub switch_seconds: f64,
+    /// Which of the model's layers it has; `None` where that is not known, and is left out.
+    pub holds: Option<Holdings>,
 }
 
 impl Card {
@@ -128,6 +138,7 @@ impl Card {
             round_trips: BTreeMap::new(),
             default_round_trip: 1e-3,
             switch_seconds: 0.3e-3,
+            holds: None,
         }
     }
 
@@ -203,6 +214,8 @@ pub struct Span {
     pub kv_bytes: u64,
     /// Predicted seconds of work per token.
     pub stage_seconds: f64,
+    /// Predicted seconds until the card has fetched and loaded its layers; 0 where it is not known what it holds.
+    pub startup_seconds: f64,
     /// Predicted seconds from here to the next shard; from the exit, back to the entry. 0 for a coalition of one.
     pub hop_seconds: f64,
 }
@@ -311,8 +324,12 @@ pub fn place(model: &ModelNeeds, cards: &[Card], options: &PlacementOptions) -> 
             match (alone, split) {
                 (Some(one), Some(split)) if field.is_better(&split.score, &one.score) => (Some(split), Some(one)),
                 (Some(one), Some(split)) if wanted > 1 => {
-                    let seconds = |seated: &Seated| field.measure(&seated.score);
-                    return Err(PlacementError::SplitSlower { one: seconds(&one), split: seconds(&split) });
+                    let seconds = |seated: &Seated| field.predicted(&seated.score);
+                    let (alone, together) = (seconds(&one), seconds(&split));
+                    if together >= alone {
+                        return Err(PlacementError::SplitSlower { one: alone, split: together });
+                    }
+                    (Some(split), Some(one))
                 }
                 (Some(one), split) if wanted <= 1 => (Some(one), split),
                 (_, split) => (split, None),

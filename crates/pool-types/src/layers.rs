@@ -91,6 +91,29 @@ impl From<LayerRange> for Bounds {
     }
 }
 
+/// Which layers of a model a machine has, so that it need not fetch or load them.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Holdings {
+    /// On its disk, whole.
+    pub on_disk: Vec<LayerRange>,
+    /// In the memory of a shard that runs: these and no others.
+    pub loaded: Option<LayerRange>,
+}
+
+impl Holdings {
+    /// All of a model of so many layers lies on the disk.
+    pub fn of_all(layers: u32) -> Self {
+        Self { on_disk: LayerRange::new(0, layers).into_iter().collect(), loaded: None }
+    }
+
+    /// Notes that these layers are on the disk.
+    pub fn keep(&mut self, layers: LayerRange) {
+        if !self.on_disk.iter().any(|held| held.start <= layers.start && layers.end <= held.end) {
+            self.on_disk.push(layers);
+        }
+    }
+}
+
 /// Written with the last layer included, as people count: `0-15` is sixteen layers.
 impl fmt::Display for LayerRange {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -31,7 +31,7 @@ pub use activation::Activation;
 pub use bytes::ByteSize;
 pub use energy::{Energy, EnergyPrice};
 pub use ids::{Attempt, CoalitionId, Epoch, ModelId, RequestId, SessionId};
-pub use layers::{LayerRange, LayerRangeError};
+pub use layers::{Holdings, LayerRange, LayerRangeError};
 pub use money::{AmountError, FlowRate, Usdc, Usdcx};
 pub use reading::Reading;
 pub use reason::{Failure, ReasonCode};

@@ -65,7 +65,7 @@ impl Field<'_> {
             let even =
                 self.programme(&best.order, Total::Sum, limits[middle]).map(|ends| self.seated(&best.order, ends));
             match even {
-                Some(even) if !clearly_less(best.score.token_seconds, even.score.token_seconds) => {
+                Some(even) if !clearly_less(best.score.cost(), even.score.cost()) => {
                     best = even;
                     high = middle;
                 }
@@ -78,8 +78,18 @@ impl Field<'_> {
     fn seated(&self, order: &[usize], ends: Vec<usize>) -> Seated {
         let (hops, busiest_hop) = self.ring(order);
         let work: f64 = self.stages(order, &ends).sum();
+        let starts = std::iter::once(0).chain(ends.iter().copied());
+        let waiting_seconds = order
+            .iter()
+            .zip(starts.zip(&ends))
+            .map(|(&seat, (start, &end))| self.waiting_seconds(seat, start, end))
+            .sum();
         let bottleneck_seconds = self.longest_stage(order, &ends).max(busiest_hop);
-        Seated { order: order.to_vec(), ends, score: Score { token_seconds: work + hops, bottleneck_seconds } }
+        Seated {
+            order: order.to_vec(),
+            ends,
+            score: Score { token_seconds: work + hops, bottleneck_seconds, waiting_seconds },
+        }
     }
 
     fn stages<'s>(&'s self, order: &'s [usize], ends: &'s [usize]) -> impl Iterator<Item = f64> + 's {
@@ -132,7 +142,7 @@ impl Field<'_> {
                         break;
                     }
                     let reached = match total {
-                        Total::Sum => best[start] + stage,
+                        Total::Sum => best[start] + stage + self.waiting_seconds(seat, start, end),
                         Total::Maximum => best[start].max(stage),
                     };
                     if reached < next[end] {

@@ -23,6 +23,9 @@ pub(super) fn explain(placement: &Placement, needed: u64, other: Option<&Seated>
             span.card,
             span.stage_seconds * 1e3
         );
+        if span.startup_seconds >= 1.0 {
+            let _ = write!(text, ", after about {:.0} s to fetch and load them", span.startup_seconds);
+        }
         if spans.len() > 1 {
             let _ = write!(text, ", then {:.2} ms to the next shard", span.hop_seconds * 1e3);
         }

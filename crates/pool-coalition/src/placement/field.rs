@@ -3,7 +3,10 @@
 use alloy_primitives::Address;
 use pool_types::LayerRange;
 
-use super::{Card, ModelNeeds, Objective, PlacementOptions, Span, cut::Seated};
+use super::{
+    Card, FETCH_BYTES_PER_S, LIFETIME_TOKENS, LOAD_BYTES_PER_S, ModelNeeds, Objective, PlacementOptions, Span,
+    cut::Seated,
+};
 
 /// Bytes of the message that carries a sampled token back to the entry shard.
 const TOKEN_BYTES: f64 = 64.0;
@@ -26,6 +29,24 @@ pub(super) struct Seat<'a> {
 pub(super) struct Score {
     pub(super) token_seconds: f64,
     pub(super) bottleneck_seconds: f64,
+    /// The time until the cards have their layers, spread over the tokens that come then.
+    pub(super) waiting_seconds: f64,
+}
+
+impl Score {
+    /// What a token costs one request, the wait for the first one included.
+    pub(super) fn cost(&self) -> f64 {
+        self.token_seconds + self.waiting_seconds
+    }
+}
+
+/// What a card must wait for before it can serve.
+#[derive(Clone)]
+pub(super) struct Waits {
+    /// Seconds to fetch what it lacks of the layers before `l`.
+    fetch: Vec<f64>,
+    /// The layers that it has in memory.
+    loaded: Option<(usize, usize)>,
 }
 
 /// One placement problem. Cards are named by their place in `seats`, which is sorted by id.
@@ -40,6 +61,8 @@ pub(super) struct Field<'a> {
     model: &'a ModelNeeds,
     kv_per_layer: u64,
     head_bytes: f64,
+    /// For each seat, where it is known what it holds.
+    waits: Vec<Option<Waits>>,
     /// Round trips in seconds from every card to every other, row by row; empty above [`TABLE_CARDS`].
     trips: Vec<f64>,
 }
@@ -64,6 +87,7 @@ impl<'a> Field<'a> {
         seats.dedup_by_key(|seat| seat.card.id);
         Self {
             trips: round_trips(&seats),
+            waits: seats.iter().map(|seat| waits(model, seat.card)).collect(),
             seats,
             resident,
             smallest_layer,
@@ -78,8 +102,9 @@ impl<'a> Field<'a> {
 
     /// The same problem with only some of the cards, named by their place in `seats`.
     pub(super) fn of_only(&self, seats: &[usize]) -> Self {
+        let waits = seats.iter().map(|&seat| self.waits[seat].clone()).collect();
         let seats: Vec<Seat> = seats.iter().map(|&seat| self.seats[seat]).collect();
-        Self { trips: round_trips(&seats), seats, resident: self.resident.clone(), ..*self }
+        Self { trips: round_trips(&seats), waits, seats, resident: self.resident.clone(), ..*self }
     }
 
     pub(super) fn with_same_owner_allowed(self) -> Self {
@@ -147,16 +172,58 @@ impl<'a> Field<'a> {
     /// The figure that the objective minimises.
     pub(super) fn measure(&self, score: &Score) -> f64 {
         match self.objective {
+            Objective::Latency => score.cost(),
+            Objective::Throughput => score.bottleneck_seconds,
+        }
+    }
+
+    /// The same once everything is loaded.
+    pub(super) fn predicted(&self, score: &Score) -> f64 {
+        match self.objective {
             Objective::Latency => score.token_seconds,
             Objective::Throughput => score.bottleneck_seconds,
         }
     }
 
+    /// Seconds until `seat` has the layers `[start, end)` in memory.
+    pub(super) fn startup_seconds(&self, seat: usize, start: usize, end: usize) -> f64 {
+        match &self.waits[seat] {
+            None => 0.0,
+            Some(waits) if waits.loaded == Some((start, end)) => 0.0,
+            Some(waits) => {
+                let caches = self.kv_per_layer.saturating_mul((end - start) as u64);
+                let weights = (self.resident[end] - self.resident[start]).saturating_sub(caches);
+                waits.fetch[end] - waits.fetch[start] + weights as f64 / LOAD_BYTES_PER_S
+            }
+        }
+    }
+
+    /// That, spread over the tokens of a coalition.
+    pub(super) fn waiting_seconds(&self, seat: usize, start: usize, end: usize) -> f64 {
+        self.startup_seconds(seat, start, end) / LIFETIME_TOKENS
+    }
+
+    /// The least that any cut of this order can wait: each layer with whichever card has to fetch least of it.
+    pub(super) fn least_waiting(&self, order: &[usize]) -> f64 {
+        let Some(waits) = order.iter().map(|&seat| self.waits[seat].as_ref()).collect::<Option<Vec<_>>>() else {
+            return 0.0;
+        };
+        let least = |layer: usize| {
+            waits.iter().map(|waits| waits.fetch[layer + 1] - waits.fetch[layer]).fold(f64::INFINITY, f64::min)
+        };
+        (0..self.layer_count()).map(least).sum::<f64>() / LIFETIME_TOKENS
+    }
+
+    /// Whether two seats have the same layers.
+    pub(super) fn hold_the_same(&self, a: usize, b: usize) -> bool {
+        self.seats[a].card.holds == self.seats[b].card.holds
+    }
+
     /// Whether `a` beats `b` by more than rounding: on the objective, then on the other figure.
     pub(super) fn is_better(&self, a: &Score, b: &Score) -> bool {
         let (first, second) = match self.objective {
-            Objective::Latency => ((a.token_seconds, b.token_seconds), (a.bottleneck_seconds, b.bottleneck_seconds)),
-            Objective::Throughput => ((a.bottleneck_seconds, b.bottleneck_seconds), (a.token_seconds, b.token_seconds)),
+            Objective::Latency => ((a.cost(), b.cost()), (a.bottleneck_seconds, b.bottleneck_seconds)),
+            Objective::Throughput => ((a.bottleneck_seconds, b.bottleneck_seconds), (a.cost(), b.cost())),
         };
         clearly_less(first.0, first.1) || (!clearly_less(first.1, first.0) && clearly_less(second.0, second.1))
     }
@@ -185,12 +252,30 @@ impl<'a> Field<'a> {
                 weight_bytes: self.resident[end] - self.resident[start] - kv_bytes + entry + exit,
                 kv_bytes,
                 stage_seconds: self.stage_seconds(seat, place, shards, start, end),
+                startup_seconds: self.startup_seconds(seat, start, end),
                 hop_seconds: if shards > 1 { self.hop_seconds(seat, next, place + 1 == shards) } else { 0.0 },
             });
             start = end;
         }
         spans
     }
+}
+
+/// What a card waits for; `None` where it is not known what it holds.
+fn waits(model: &ModelNeeds, card: &Card) -> Option<Waits> {
+    let holds = card.holds.as_ref()?;
+    let layers = model.layer_bytes.len();
+    let bound = |layer: u32| (layer as usize).min(layers);
+    let mut here = vec![false; layers];
+    for range in &holds.on_disk {
+        here[bound(range.start())..bound(range.end())].fill(true);
+    }
+    let mut fetch = vec![0.0];
+    for (bytes, here) in model.layer_bytes.iter().zip(here) {
+        let seconds = if here { 0.0 } else { *bytes as f64 / FETCH_BYTES_PER_S };
+        fetch.push(fetch[fetch.len() - 1] + seconds);
+    }
+    Some(Waits { fetch, loaded: holds.loaded.map(|range| (range.start() as usize, range.end() as usize)) })
 }
 
 fn round_trips(seats: &[Seat]) -> Vec<f64> {

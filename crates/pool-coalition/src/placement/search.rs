@@ -48,7 +48,7 @@ impl Field<'_> {
             orders.into_iter().filter_map(|order| Some((self.bound(&order).ok()?, order))).collect();
         bounded.sort_by(|a, b| {
             let by_measure = self.measure(&a.0).total_cmp(&self.measure(&b.0));
-            by_measure.then_with(|| a.0.token_seconds.total_cmp(&b.0.token_seconds)).then_with(|| a.1.cmp(&b.1))
+            by_measure.then_with(|| a.0.cost().total_cmp(&b.0.cost())).then_with(|| a.1.cmp(&b.1))
         });
         let mut best: Option<Seated> = None;
         for (bound, order) in bounded {
@@ -106,7 +106,7 @@ impl Field<'_> {
             Objective::Latency => floor,
             Objective::Throughput => water_level(&pools, to_pour, floor),
         };
-        Ok(Score { token_seconds, bottleneck_seconds })
+        Ok(Score { token_seconds, bottleneck_seconds, waiting_seconds: self.least_waiting(order) })
     }
 
     /// Bytes of whole layers that fit on `seat`, never less than what can really be put there.
@@ -389,7 +389,8 @@ fn are_twins(field: &Field, a: usize, b: usize) -> bool {
     let others = || (0..field.seats.len()).filter(|&seat| seat != a && seat != b);
     let (card_a, card_b) = (field.seats[a].card, field.seats[b].card);
     let owns_alone = |seat: usize| others().all(|other| field.owner(other) != field.owner(seat));
-    card_a.memory_bytes == card_b.memory_bytes
+    field.hold_the_same(a, b)
+        && card_a.memory_bytes == card_b.memory_bytes
         && field.seats[a].seconds_per_byte == field.seats[b].seconds_per_byte
         && card_a.uplink_bytes_per_s == card_b.uplink_bytes_per_s
         && card_a.switch_seconds == card_b.switch_seconds

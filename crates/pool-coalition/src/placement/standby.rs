@@ -48,7 +48,7 @@ impl Field<'_> {
     fn seconds_after_takeover(&self, seated: &Seated, place: usize, seat: usize) -> f64 {
         let shards = seated.order.len();
         let (start, end) = bounds(seated, place);
-        let work = self.stage_seconds(seat, place, shards, start, end);
+        let work = self.stage_seconds(seat, place, shards, start, end) + self.waiting_seconds(seat, start, end);
         if shards == 1 {
             return work;
         }

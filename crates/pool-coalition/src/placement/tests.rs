@@ -35,6 +35,24 @@ fn reckon(model: &ModelNeeds, order: &[&Card], ends: &[usize], options: &Placeme
     (start == model.layer_bytes.len()).then_some((token, busiest))
 }
 
+/// Seconds that the cards of an order wait for their layers, spread over a coalition's tokens; written down anew.
+fn reckon_waiting(model: &ModelNeeds, order: &[&Card], ends: &[usize]) -> f64 {
+    let mut start = 0;
+    let seconds = order.iter().zip(ends).map(|(card, &end)| {
+        let layers = std::mem::replace(&mut start, end)..end;
+        let Some(holds) = &card.holds else { return 0.0 };
+        let range = LayerRange::new(layers.start as u32, end as u32).ok();
+        if holds.loaded.is_some() && holds.loaded == range {
+            return 0.0;
+        }
+        let fetched = |layer: &usize| !holds.on_disk.iter().any(|range| range.contains(*layer as u32));
+        let bytes = |layer: usize| model.layer_bytes[layer] as f64;
+        let fetch: f64 = layers.clone().filter(fetched).map(bytes).sum();
+        fetch / FETCH_BYTES_PER_S + layers.map(bytes).sum::<f64>() / LOAD_BYTES_PER_S
+    });
+    seconds.sum::<f64>() / LIFETIME_TOKENS
+}
+
 /// The best figure of every subset, order and cut with exactly `shards` cards.
 fn brute_force(model: &ModelNeeds, cards: &[Card], shards: usize, options: &PlacementOptions) -> Option<f64> {
     fn orders<'a>(cards: &'a [Card], shards: usize, order: &mut Vec<&'a Card>, visit: &mut dyn FnMut(&[&Card])) {
@@ -67,7 +85,8 @@ fn brute_force(model: &ModelNeeds, cards: &[Card], shards: usize, options: &Plac
     orders(cards, shards, &mut Vec::new(), &mut |order| {
         cuts(model.layer_bytes.len(), shards, &mut Vec::new(), &mut |ends| {
             if let Some((token, busiest)) = reckon(model, order, ends, options) {
-                let figure = if options.objective == Objective::Latency { token } else { busiest };
+                let waiting = reckon_waiting(model, order, ends);
+                let figure = if options.objective == Objective::Latency { token + waiting } else { busiest };
                 best = Some(best.map_or(figure, |b: f64| b.min(figure)));
             }
         });
@@ -77,7 +96,10 @@ fn brute_force(model: &ModelNeeds, cards: &[Card], shards: usize, options: &Plac
 
 fn figure(placement: &Placement, options: &PlacementOptions) -> f64 {
     match options.objective {
-        Objective::Latency => placement.seconds_per_token,
+        Objective::Latency => {
+            let waiting: f64 = placement.spans.iter().map(|span| span.startup_seconds).sum();
+            placement.seconds_per_token + waiting / LIFETIME_TOKENS
+        }
         Objective::Throughput => placement.bottleneck_seconds,
     }
 }
@@ -231,6 +253,33 @@ proptest! {
             (Err(refusal), one, split) => {
                 prop_assert!(split.is_none() && (one.is_none() || options.min_shards > 1), "{refusal} but {one:?} {split:?}");
             }
+        }
+    }
+
+    #[test]
+    fn what_the_cards_hold_counts_as_much_as_the_formula_says(
+        model in models(), mut cards in card_sets(4), held in prop::collection::vec((0u32..6, 1u32..6, 0u32..3), 4),
+        shards in prop::option::of(1u32..4),
+    ) {
+        // Bytes that take as long to fetch as tokens take to compute.
+        let scale = 1e9;
+        let model = ModelNeeds { layer_bytes: model.layer_bytes.iter().map(|bytes| bytes << 30).collect(), ..model };
+        for (card, (start, length, kind)) in cards.iter_mut().zip(held) {
+            (card.memory_bytes, card.bandwidth_bytes_per_s) = (card.memory_bytes << 30, card.bandwidth_bytes_per_s * scale);
+            card.layer_speed = card.layer_speed.map(|speed| speed * scale);
+            let range = LayerRange::new(start, start + length).ok();
+            let loaded = range.filter(|_| kind == 2);
+            card.holds = (kind > 0).then(|| Holdings { on_disk: range.into_iter().collect(), loaded });
+        }
+        let options = PlacementOptions { shards, ..PlacementOptions::default() };
+        let counts = shards.map_or(1..=cards.len(), |n| n as usize..=n as usize);
+        let counts = counts.filter(|n| *n <= model.layer_bytes.len() && *n <= cards.len());
+        let best = counts.filter_map(|n| brute_force(&model, &cards, n, &options)).reduce(f64::min);
+        match (place(&model, &cards, &options), best) {
+            (Ok(placement), Some(best)) => {
+                prop_assert!(nearly(figure(&placement, &options), best), "placed {placement:?}, best is {best}");
+            }
+            (placement, best) => prop_assert!(placement.is_err() && best.is_none(), "{placement:?} but {best:?}"),
         }
     }
 
@@ -425,4 +474,44 @@ fn a_split_slower_than_one_card_is_refused_unless_it_is_forced() {
     assert!(matches!(refused, Err(PlacementError::SplitSlower { one, split }) if split > one), "{refused:?}");
     let forced = PlacementOptions { shards: Some(2), ..PlacementOptions::default() };
     assert_eq!(place(&model, &cards, &forced).map(|p| p.spans.len()), Ok(2), "an exact count overrides the refusal");
+}
+
+/// Twelve layers of 1 GiB; cards of 8 GiB with 500 GB/s, which need two to hold them.
+fn twelve() -> ModelNeeds {
+    ModelNeeds { layer_bytes: vec![1 << 30; 12], ..ModelNeeds::default() }
+}
+
+fn holder(n: usize, bandwidth: f64, on_disk: std::ops::Range<u32>) -> Card {
+    let on_disk = LayerRange::new(on_disk.start, on_disk.end).into_iter().collect();
+    Card { holds: Some(Holdings { on_disk, loaded: None }), ..Card::new(card(n), 8 << 30, bandwidth) }
+}
+
+fn placed(cards: &[Card]) -> Vec<(Address, LayerRange)> {
+    let placement = place(&twelve(), cards, &PlacementOptions::default()).unwrap();
+    placement.spans.iter().map(|span| (span.card, span.layers)).collect()
+}
+
+fn layers(start: u32, end: u32) -> LayerRange {
+    LayerRange::new(start, end).unwrap()
+}
+
+#[test]
+fn who_stays_keeps_its_layers_when_another_one_takes_a_place() {
+    let loaded = |card: Card, range| {
+        let holds = Holdings { on_disk: vec![range], loaded: Some(range) };
+        Card { holds: Some(holds), ..card }
+    };
+    // The entry has left. Who held the last layers still does, though it comes first by name and is a little faster.
+    let stays = loaded(holder(0, 510e9, 0..1), layers(5, 12));
+    let new = holder(1, 500e9, 0..0);
+    assert_eq!(placed(&[stays, new]), [(card(1), layers(0, 5)), (card(0), layers(5, 12))], "as it was cut before");
+}
+
+#[test]
+fn a_card_that_has_the_layers_goes_before_one_that_is_a_little_faster_and_not_before_one_that_is_much_faster() {
+    let here = [holder(0, 500e9, 0..6), holder(1, 500e9, 6..12)];
+    let faster = |bandwidth| [here[0].clone(), here[1].clone(), holder(2, bandwidth, 0..0)];
+    assert_eq!(placed(&faster(530e9)), placed(&here), "6 GiB take longer to fetch than 6 % of speed give back");
+    let chosen = placed(&faster(4000e9));
+    assert!(chosen.iter().any(|(id, _)| *id == card(2)), "eight times the speed is worth the wait: {chosen:?}");
 }
