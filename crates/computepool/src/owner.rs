@@ -270,7 +270,9 @@ pub(crate) fn status(arguments: &OwnerStateArguments) -> Result<ExitCode> {
             (None, None) => println!("The node does not run, and has decided nothing yet."),
         }
         let GivenBack { count, p50, p95, longest } = given_back;
-        if count > 0 {
+        if count == 1 {
+            println!("The machine was given back once, within {longest} ms.");
+        } else if count > 1 {
             println!(
                 "The machine was given back {count} times: half of them within {p50} ms, 95 of 100 within {p95} ms, at most \
                  {longest} ms."

@@ -118,6 +118,7 @@ async fn register(up: &Up, signer: &PrivateKeySigner, address: Address) -> ToNod
             uplink_bytes_per_second: None,
         },
         models: Vec::new(),
+        holds: None,
     };
     let text = to_text(&ToOrchestrator::Register(Box::new(registration))).unwrap();
     socket.send(Message::text(text)).await.unwrap();

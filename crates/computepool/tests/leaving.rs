@@ -31,6 +31,12 @@ struct Owner {
     task: JoinHandle<Result<Ended, NodeError>>,
 }
 
+impl Owner {
+    fn serves(&self) -> bool {
+        matches!(self.shift.activity(), Activity::Serving { members: 2, .. })
+    }
+}
+
 /// An orchestrator for a coalition of two, and the nodes of three owners.
 struct Pool {
     url: String,
@@ -77,8 +83,7 @@ impl Pool {
 
     /// Takes an owner who serves out of the pool's list.
     fn who_serves(&mut self) -> Owner {
-        let serves = |owner: &Owner| matches!(owner.shift.activity(), Activity::Serving { members: 2, .. });
-        let place = self.owners.iter().position(serves).expect("two of three serve");
+        let place = self.owners.iter().position(Owner::serves).expect("two of three serve");
         self.owners.remove(place)
     }
 
@@ -98,6 +103,8 @@ async fn an_owner_who_comes_back_has_the_machine_at_once_and_the_client_is_told_
     stream.pieces(20).await;
     let owner = pool.who_serves();
     let shard = owner.shift.process().expect("who serves has a shard");
+    let stays = pool.owners.iter().position(Owner::serves).expect("two serve");
+    let other = pool.owners[stays].shift.process().expect("and so has the other one");
     let back = Instant::now();
     owner.leave.send(Some(Manner::Yield)).unwrap();
     let message = stream.error().await;
@@ -109,6 +116,9 @@ async fn an_owner_who_comes_back_has_the_machine_at_once_and_the_client_is_told_
     let served = ask_until_served(&pool.url, Duration::from_secs(20)).await;
     println!("shard gone after {gone:?}, client told after {told:?} ({message}), served again after {served:?}");
     assert!(message.contains("gave its computer back"), "the reason, in plain words: {message}");
+    let (stays, newcomer) = (&pool.owners[stays], &pool.owners[1 - stays]);
+    assert!(stays.serves() && newcomer.serves(), "the third one takes the free place");
+    assert_eq!(stays.shift.process(), Some(other), "who stays loads nothing again");
 
     let store = Store::open(&pool.database).await.unwrap();
     let words = store.stand_downs(owner.wallet.address(), 10).await.unwrap();

@@ -7,8 +7,9 @@ use pool_models::{
     Download, DownloadError, DownloadId, DownloadState, DownloadStatus, Downloads, DownloadsOverview, Manifest,
     ManifestError, Mirror, SignedManifest, Wanted,
 };
-use pool_types::{LayerRange, ModelId};
+use pool_types::{Holdings, LayerRange, ModelId};
 use tokio::sync::watch;
+use tracing::warn;
 
 /// A model by its manifest, and who has it. A download goes on from one shift to the next, and from one run to the next.
 #[derive(Clone, Debug)]
@@ -45,6 +46,21 @@ impl ModelFetch {
     /// All downloads of this machine: to pause them, and to cap what they take.
     pub fn downloads(&self) -> &Downloads {
         &self.downloads
+    }
+
+    /// Which of its layers are on this machine already.
+    pub(crate) async fn holdings(&self) -> Holdings {
+        let (cache, manifest) = (self.downloads.cache().clone(), self.manifest.clone());
+        let here = tokio::task::spawn_blocking(move || cache.layers_here(&manifest)).await;
+        let here = match here {
+            Ok(Ok(here)) => here,
+            Ok(Err(error)) => {
+                warn!(%error, "what is here of the model cannot be told");
+                Vec::new()
+            }
+            Err(_) => Vec::new(),
+        };
+        Holdings { on_disk: here, loaded: None }
     }
 
     /// Begins to fetch these layers, or goes on with it. Others of this model are no longer this machine's: what is here

@@ -18,7 +18,7 @@ use pool_coalition::{
 };
 use pool_link::Delegation;
 use pool_models::Model;
-use pool_types::{Activation, Epoch, Failure, LayerRange, ModelId, ReasonCode};
+use pool_types::{Activation, Epoch, Failure, Holdings, LayerRange, ModelId, ReasonCode};
 use pool_wire::control::{
     Assignment, CONTROL_VERSION, FromShard, LoadOrder, ShardFootprint, Signal, ToNode, ToOrchestrator, ToShard,
 };
@@ -77,17 +77,22 @@ pub async fn serve(
         _ => return Err(NodeError::NotInRoster(wallet)),
     };
     // Headers only, before anything else runs.
-    let (model, path) = match &config.model {
-        NodeModel::Local(path) => (Model::open(path)?.id, std::path::absolute(path).unwrap_or_else(|_| path.clone())),
+    let (model, path, holds) = match &config.model {
+        NodeModel::Local(path) => {
+            let model = Model::open(path)?;
+            let path = std::path::absolute(path).unwrap_or_else(|_| path.clone());
+            (model.id, path, Holdings::of_all(model.config.layers))
+        }
         // Known when it is here.
-        NodeModel::Fetched(fetch) => (fetch.id()?, PathBuf::new()),
+        NodeModel::Fetched(fetch) => (fetch.id()?, PathBuf::new(), fetch.holdings().await),
     };
+    let (holds, held) = watch::channel(holds);
     let program = config.shard_program.clone().map_or_else(find_shard_program, Ok)?;
     let capabilities = config.capabilities.clone();
     let (cpus, gpus) = (config.cpus.clone(), config.gpus.clone());
     let command = ShardCommand { program, threads: capabilities.threads, cpus, gpus };
     let (shard_events_in, mut shard_events) = mpsc::channel(256);
-    let introduction = Introduction { wallet: config.wallet.clone(), name, capabilities, model };
+    let introduction = Introduction { wallet: config.wallet.clone(), name, capabilities, model, holds: held };
     let mut uplink = Uplink::start(address, system_trust()?, introduction);
     let mut node = Node {
         path,
@@ -95,6 +100,7 @@ pub async fn serve(
         fetched: None,
         config,
         model,
+        holds,
         command,
         shard_events: shard_events_in,
         shard: None,
@@ -258,6 +264,8 @@ struct Node {
     fetching: Option<Way>,
     /// Layers that are here, of a model that is fetched.
     fetched: Option<LayerRange>,
+    /// Which layers are here, for the next introduction.
+    holds: watch::Sender<Holdings>,
     command: ShardCommand,
     shard_events: mpsc::Sender<(u64, ShardEvent)>,
     shard: Option<Shard>,
@@ -340,6 +348,11 @@ impl Node {
                 shard.footprint = Some(footprint);
                 let percent = *self.shift.duty().borrow();
                 shard.process.send(ToShard::Duty { percent });
+                let layers = shard.load.layers;
+                self.holds.send_modify(|holds| {
+                    holds.keep(layers);
+                    holds.loaded = Some(layers);
+                });
                 let ShardFootprint { load_seconds: seconds, bytes_read, token_seconds, .. } = footprint;
                 info!(seconds, bytes_read, token_seconds, "the layers are loaded, and the canary has come through");
                 if let Some(epoch) = self.epoch_for_loaded() {
@@ -382,6 +395,7 @@ impl Node {
     /// The process is gone: say so at once, and start another for the next assignment after a pause that grows.
     fn on_exit(&mut self, how: String) {
         let Some(shard) = self.shard.take() else { return };
+        self.holds.send_modify(|holds| holds.loaded = None);
         if shard.started.elapsed() >= LONG_LIFE {
             self.restart.reset();
         }
@@ -413,7 +427,10 @@ impl Node {
         }
         match self.shard.take() {
             // Its memory is needed for the new one, so wait until it is gone. Its last words carry an old number.
-            Some(other) => other.process.end().await,
+            Some(other) => {
+                self.holds.send_modify(|holds| holds.loaded = None);
+                other.process.end().await;
+            }
             None if self.start_at.is_some() => return,
             None => {}
         }

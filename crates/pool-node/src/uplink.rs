@@ -5,11 +5,16 @@ use std::{fmt, time::Duration};
 use alloy_signer::SignerSync;
 use alloy_signer_local::PrivateKeySigner;
 use futures::{SinkExt, StreamExt};
-use pool_types::{Failure, ModelId, ReasonCode};
+use pool_types::{Failure, Holdings, ModelId, ReasonCode};
 use pool_wire::control::{
     CONTROL_VERSION, Capabilities, MAX_CONTROL, Registration, ToNode, ToOrchestrator, decode, to_text,
 };
-use tokio::{net::TcpStream, sync::mpsc, task::JoinHandle, time::timeout};
+use tokio::{
+    net::TcpStream,
+    sync::{mpsc, watch},
+    task::JoinHandle,
+    time::timeout,
+};
 use tokio_tungstenite::{
     Connector, MaybeTlsStream, WebSocketStream, connect_async_tls_with_config,
     tungstenite::{Message, http::Uri, protocol::WebSocketConfig},
@@ -62,6 +67,8 @@ pub(crate) struct Introduction {
     pub(crate) name: String,
     pub(crate) capabilities: Capabilities,
     pub(crate) model: ModelId,
+    /// Which layers of it are here when it introduces itself.
+    pub(crate) holds: watch::Receiver<Holdings>,
 }
 
 /// Owned by the node's actor. Ends when this is dropped, or after [`UplinkEvent::Refused`].
@@ -240,6 +247,7 @@ async fn register(socket: &mut Socket, introduction: &Introduction) -> Result<()
         signature: alloy_primitives::hex::encode_prefixed(signature.as_bytes()),
         capabilities: introduction.capabilities.clone(),
         models: vec![introduction.model],
+        holds: Some(introduction.holds.borrow().clone()),
     };
     send(socket, &ToOrchestrator::Register(Box::new(registration))).await?;
     let answer = async {

@@ -14,7 +14,7 @@ mod view;
 
 pub(crate) use actor::unix_now;
 pub use actor::{ControlPlane, ControlSettings};
-pub use placing::{Serving, ServingError, ServingWishes};
+pub use placing::{Offer, Serving, ServingError, ServingWishes};
 pub use registry::{ConnectionId, Input, Output, Record, Registry, Timing};
 pub use routes::router;
 pub use tap::{ControlTap, Crossing};

@@ -5,7 +5,7 @@
 use std::path::PathBuf;
 
 use alloy_primitives::{Address, B256};
-use pool_types::{Activation, CoalitionId, Epoch, Failure, LayerRange, ModelId};
+use pool_types::{Activation, CoalitionId, Epoch, Failure, Holdings, LayerRange, ModelId};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use thiserror::Error;
 
@@ -143,6 +143,10 @@ pub struct Registration {
     pub capabilities: Capabilities,
     /// Models it has at hand.
     pub models: Vec<ModelId>,
+    /// Which layers of the first of them it has, where it says so. Nothing depends on its being true but how soon it can
+    /// serve.
+    #[serde(default)]
+    pub holds: Option<Holdings>,
 }
 
 /// What a node measured of its machine.

@@ -1,13 +1,14 @@
 //! The models in a cache: which there are, what of them must stay, and taking them out again.
 
 use std::{
+    collections::HashMap,
     fs,
     path::{Path, PathBuf},
     time::SystemTime,
 };
 
 use alloy_primitives::{Address, B256};
-use pool_types::ByteSize;
+use pool_types::{ByteSize, LayerRange};
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -20,6 +21,7 @@ use crate::{
     manifest::{Content, Manifest},
     open::layout,
     plan::Wanted,
+    source::TensorName,
 };
 
 /// What `list` says of a model in the cache.
@@ -185,6 +187,31 @@ impl Cache {
             }
             Err(error) => note(&mut model.broken, &error),
         }
+    }
+
+    /// Which layers of a model are here whole.
+    pub fn layers_here(&self, manifest: &Manifest) -> Result<Vec<LayerRange>, CacheError> {
+        let unusable =
+            |source| CacheError::Manifest { path: self.model_path(manifest.hash()), source: Box::new(source) };
+        let contents = self.contents(manifest.hash(), manifest.piece_bytes);
+        let by_name: HashMap<&str, &Content> =
+            manifest.tensors.iter().map(|tensor| (tensor.name.as_str(), &tensor.content)).collect();
+        let mut here = vec![true; manifest.config.layers as usize];
+        for (name, info) in manifest.index().map_err(|error| unusable(error.into()))? {
+            let TensorName::Layer(layer, _) = name else { continue };
+            let Some(all) = here.get_mut(layer as usize).filter(|all| **all) else { continue };
+            *all = match by_name.get(info.file_name.as_str()) {
+                Some(content) => contents.has(content)?,
+                None => false,
+            };
+        }
+        let mut end = 0;
+        let runs = here.chunk_by(|a, b| a == b).map(|run| {
+            let start = end;
+            end += run.len() as u32;
+            LayerRange::new(start, end).ok().filter(|_| run[0])
+        });
+        Ok(runs.flatten().collect())
     }
 
     /// Removes a model and whatever of its bytes no other model names. Returns how much space that gave.

@@ -331,6 +331,7 @@ async fn other_layers_of_a_model_take_the_place_of_those_that_are_no_longer_want
     let id = downloads.add(download(&manifest, before, &[&server])).await.unwrap();
     let ended = downloads.ended(id).await.unwrap();
     assert_eq!(ended.state, DownloadState::Done, "{ended}");
+    assert_eq!(cache.layers_here(&manifest).unwrap(), [models::layers(0, 2)]);
     // As a shard holds it: its layers are in memory, and what it is told next may be others.
     let model = Model::open(&ended.path).unwrap();
     let held = model.lease.unwrap().of_assigned().unwrap();
@@ -345,6 +346,9 @@ async fn other_layers_of_a_model_take_the_place_of_those_that_are_no_longer_want
         assert!(model.source.bytes(name).unwrap() == original.source.bytes(name).unwrap(), "{name:?}");
     }
     drop(model);
+    let here = cache.layers_here(&manifest).unwrap();
+    assert!([2, 3].iter().all(|layer| here.iter().any(|range| range.contains(*layer))), "{here:?}");
+    assert_ne!(here, [models::layers(0, 4)], "the first ones are no longer whole");
     assert!(cache.used_bytes().unwrap() <= needed * 5 / 4);
     assert!(matches!(cache.remove(manifest.hash()), Err(CacheError::InUse(_))), "the shard still runs");
     drop(held);

@@ -71,6 +71,8 @@ impl Node {
             Fetched::All(path) => {
                 info!(layers = %way.layers, "the layers are here");
                 (self.path, self.fetched) = (path, Some(way.layers));
+                let layers = way.layers;
+                self.holds.send_modify(|holds| holds.keep(layers));
                 self.fetching = None;
                 self.ensure_shard().await;
             }

@@ -26,14 +26,14 @@ mod tests {
     use alloy_primitives::{Address, B256};
     use alloy_signer_local::PrivateKeySigner;
     use futures::{SinkExt, StreamExt};
-    use pool_types::ModelId;
+    use pool_types::{Holdings, ModelId};
     use pool_wire::control::{CONTROL_VERSION, Capabilities, ToNode, ToOrchestrator, decode, to_text};
     use rcgen::{CertifiedKey, generate_simple_self_signed};
     use rustls::{
         RootCertStore, ServerConfig,
         pki_types::{CertificateDer, PrivateKeyDer},
     };
-    use tokio::{net::TcpListener, time::timeout};
+    use tokio::{net::TcpListener, sync::watch, time::timeout};
     use tokio_rustls::TlsAcceptor;
     use tokio_tungstenite::{accept_async, tungstenite::Message};
 
@@ -83,6 +83,7 @@ mod tests {
                 uplink_bytes_per_second: None,
             },
             model: ModelId(B256::ZERO),
+            holds: watch::channel(Holdings::default()).1,
         };
         Uplink::start(endpoint(address).unwrap(), trust, introduction)
     }

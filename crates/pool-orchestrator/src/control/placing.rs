@@ -3,7 +3,7 @@
 use alloy_primitives::Address;
 use pool_coalition::placement::{Card, ModelNeeds, PlacementError, PlacementOptions, place};
 use pool_models::{Model, TensorSource, TensorType, entry_bytes, exit_bytes, layer_bytes};
-use pool_types::{Activation, LayerRange, ModelId};
+use pool_types::{Activation, Holdings, LayerRange, ModelId};
 use pool_wire::control::{Capabilities, Member};
 use thiserror::Error;
 
@@ -87,6 +87,23 @@ pub struct ServingWishes {
     pub quantise: bool,
 }
 
+/// A node that offers to serve.
+#[derive(Clone, Copy, Debug)]
+pub struct Offer<'a> {
+    /// Which.
+    pub address: Address,
+    /// What it measured of its machine.
+    pub capabilities: &'a Capabilities,
+    /// Which layers it has, where it said so.
+    pub holds: Option<&'a Holdings>,
+}
+
+impl Offer<'_> {
+    fn is_like(&self, other: &Self) -> bool {
+        (self.capabilities, self.holds) == (other.capabilities, other.holds)
+    }
+}
+
 impl Serving {
     /// Fills in the defaults and checks what was asked for against the model.
     pub fn new(model: &Model, wishes: ServingWishes) -> Result<Self, ServingError> {
@@ -136,19 +153,16 @@ impl Serving {
 
     /// Who holds what, entry first. All machines belong to the roster's owner, so neighbours may share one. Nodes
     /// that offer the same take their places in the order given.
-    pub fn place<'a>(
-        &self,
-        nodes: impl Iterator<Item = (Address, &'a Capabilities)>,
-    ) -> Result<Vec<Member>, PlacementError> {
-        let nodes: Vec<(Address, &Capabilities)> = nodes.collect();
+    pub fn place<'a>(&self, nodes: impl Iterator<Item = Offer<'a>>) -> Result<Vec<Member>, PlacementError> {
+        let nodes: Vec<Offer> = nodes.collect();
         let cards: Vec<Card> = nodes
             .iter()
-            .map(|&(address, offer)| {
+            .map(|&Offer { address, capabilities: offer, holds }| {
                 let mut card = Card::new(address, offer.memory_bytes, offer.bandwidth_bytes_per_second as f64);
                 if let Some(uplink) = offer.uplink_bytes_per_second {
                     card.uplink_bytes_per_s = uplink as f64;
                 }
-                card
+                Card { holds: holds.cloned(), ..card }
             })
             .collect();
         let options = PlacementOptions {
@@ -158,12 +172,12 @@ impl Serving {
             ..PlacementOptions::default()
         };
         let spans = place(&self.needs, &cards, &options)?.spans;
-        let chosen: Vec<(Address, &Capabilities)> =
-            nodes.into_iter().filter(|(address, _)| spans.iter().any(|span| span.card == *address)).collect();
-        let alike = chosen.windows(2).all(|pair| pair[0].1 == pair[1].1);
+        let chosen: Vec<Offer> =
+            nodes.into_iter().filter(|node| spans.iter().any(|span| span.card == node.address)).collect();
+        let alike = chosen.windows(2).all(|pair| pair[0].is_like(&pair[1]));
         let members = spans.into_iter().zip(chosen);
         Ok(members
-            .map(|(span, (next, _))| Member { address: if alike { next } else { span.card }, layers: span.layers })
+            .map(|(span, next)| Member { address: if alike { next.address } else { span.card }, layers: span.layers })
             .collect())
     }
 

@@ -18,12 +18,15 @@ use pool_coalition::{
     Roster, RosterRole,
     stand_down::{Manner, SignedStandDown},
 };
-use pool_types::{Epoch, Failure, ReasonCode};
+use pool_types::{Epoch, Failure, Holdings, ReasonCode};
 use pool_wire::control::{
     Assignment, Capabilities, Registration, ShardFootprint, ShardStats, Signal, ToNode, ToOrchestrator,
 };
 
-use super::{placing::Serving, view::Stage};
+use super::{
+    placing::{Offer, Serving},
+    view::Stage,
+};
 
 /// One WebSocket, numbered in the order of arrival.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -166,6 +169,8 @@ pub(crate) struct Node {
     leaving: Option<Manner>,
     /// Bytes of its layers that were on its machine when it last said so.
     fetched: u64,
+    /// Which layers it has, where it said so.
+    holds: Option<Holdings>,
 }
 
 /// The coalition that is being formed or serves.
@@ -290,6 +295,7 @@ impl Registry {
             signals: 0,
             leaving: None,
             fetched: 0,
+            holds: said.holds.clone(),
         };
         self.nodes.insert(said.address, node);
         self.changed = now;
@@ -324,8 +330,13 @@ impl Registry {
                 }
                 coalition.loaded.insert(address);
                 let all = coalition.loaded.len() == coalition.assignment.members.len();
+                let layers = coalition.assignment.index_of(address).map(|at| coalition.assignment.members[at].layers);
                 if let Some(node) = self.nodes.get_mut(&address) {
                     node.footprint = Some(footprint);
+                    if let (Some(holds), Some(layers)) = (&mut node.holds, layers) {
+                        holds.keep(layers);
+                        holds.loaded = Some(layers);
+                    }
                 }
                 if all {
                     self.link(now, out);
@@ -421,7 +432,7 @@ impl Registry {
         }
         let in_order = self.roster.members.iter().filter_map(|member| {
             let node = self.nodes.get(&member.address).filter(|node| node.leaving.is_none())?;
-            Some((member.address, &node.capabilities))
+            Some(Offer { address: member.address, capabilities: &node.capabilities, holds: node.holds.as_ref() })
         });
         let members = match self.serving.place(in_order) {
             Ok(members) => members,
@@ -444,6 +455,12 @@ impl Registry {
             max_context: self.serving.context,
             prefill_chunk: self.serving.prefill_chunk,
         });
+        for member in &assignment.members {
+            // A shard of other layers ends before these are loaded.
+            if let Some(holds) = self.nodes.get_mut(&member.address).and_then(|node| node.holds.as_mut()) {
+                holds.loaded = holds.loaded.filter(|loaded| *loaded == member.layers);
+            }
+        }
         for node in self.nodes.values_mut() {
             (node.footprint, node.stats, node.signals, node.fetched) = (None, None, 0, 0);
         }

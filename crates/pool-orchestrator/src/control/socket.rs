@@ -301,6 +301,7 @@ mod tests {
                 uplink_bytes_per_second: None,
             },
             models: Vec::new(),
+            holds: None,
         }
     }
 

@@ -4,7 +4,7 @@ use pool_coalition::{
     RosterMember,
     stand_down::{Manner, StandDown},
 };
-use pool_types::{CoalitionId, ModelId, ReasonCode};
+use pool_types::{CoalitionId, Holdings, ModelId, ReasonCode};
 use pool_wire::control::{Capabilities, LinkReport};
 
 use super::*;
@@ -66,6 +66,15 @@ impl Story {
         connection
     }
 
+    /// It says that it has the whole model on its disk.
+    fn arrive_with_all(&mut self, node: u8) -> ConnectionId {
+        self.connections += 1;
+        let connection = ConnectionId(self.connections);
+        let registration = Box::new(Registration { holds: Some(Holdings::of_all(12)), ..*registration(node) });
+        self.give(Input::Registered { connection, registration });
+        connection
+    }
+
     fn say(&mut self, connection: ConnectionId, message: ToOrchestrator) -> Vec<Output> {
         self.give(Input::Said { connection, message })
     }
@@ -108,6 +117,7 @@ fn registration(node: u8) -> Box<Registration> {
             uplink_bytes_per_second: None,
         },
         models: vec![ModelId::default()],
+        holds: None,
     })
 }
 
@@ -154,6 +164,29 @@ fn a_member_that_yields_ends_its_coalition_and_the_others_go_on_without_it() {
     assert_eq!(members, [address(2), address(3)]);
     story.give(Input::Disconnected { connection: nodes[0] });
     story.serve(&nodes[1..]);
+}
+
+#[test]
+fn who_stays_keeps_its_layers_and_whoever_takes_the_free_place_loads_those_that_are_missing() {
+    let mut story = Story::new(3, Some(2));
+    let nodes: Vec<ConnectionId> = (1..=3).map(|node| story.arrive_with_all(node)).collect();
+    let before = story.formed[0].members.clone();
+    assert_eq!([before[0].address, before[1].address], [address(1), address(2)], "who offers the same comes in order");
+    story.serve(&nodes[..2]);
+    leaves(&mut story, nodes[0], 1, Manner::Yield);
+    story.pass(Timing::default().settle);
+    let after = &story.formed[1].members;
+    assert_eq!((after[0].address, after[0].layers), (address(3), before[0].layers));
+    assert_eq!(after[1], before[1], "its shard goes on with what it has in memory");
+    // The other one leaves as well, and the first is back: again only the free place changes.
+    story.serve(&[nodes[2], nodes[1]]);
+    let back = story.arrive_with_all(1);
+    leaves(&mut story, nodes[1], 2, Manner::Yield);
+    story.pass(Timing::default().settle);
+    let last = story.formed[2].members.clone();
+    assert_eq!((last[0].address, last[1].address), (address(3), address(1)));
+    assert_eq!(last[0].layers, before[0].layers);
+    story.serve(&[nodes[2], back]);
 }
 
 #[test]
