@@ -19,9 +19,9 @@
 //!
 //! Several processes may use one cache: whoever holds a model open holds a shared lock on its `lease`, whoever downloads
 //! it or has loaded what is assigned of it one on its `hold`, whoever writes a part holds an exclusive lock on it, and
-//! nothing locked is ever deleted. Locks end with the process
-//! that held them, however it ends. What cannot be read counts as kept, never as free to go. Every call here may block
-//! on the disk.
+//! nothing locked is ever deleted. When a model was last used is when its `lease` was modified. Locks end with the
+//! process that held them, however it ends. What cannot be read counts as kept, never as free to go. Every call here may
+//! block on the disk.
 
 mod contents;
 mod error;
@@ -83,7 +83,7 @@ pub struct Cache {
 pub struct Lease {
     model: PathBuf,
     /// The lock ends when the file is closed.
-    _file: Arc<File>,
+    _lock: Arc<File>,
 }
 
 impl Lease {
@@ -194,12 +194,10 @@ impl Cache {
 
     /// Keeps a model from being evicted until it is let go, and notes that it is used now.
     pub fn lease(&self, hash: B256) -> Result<Lease, CacheError> {
-        let lease = self.shared(hash, LEASE)?;
-        lease._file.set_modified((self.clock)()).map_err(failed("note the use of", &lease.model))?;
-        Ok(lease)
+        self.shared(hash, LEASE)
     }
 
-    /// Keeps a model from being removed; of its contents only what is assigned stays for sure.
+    /// As [`Self::lease`], but of its contents only what is assigned stays for sure.
     pub(crate) fn hold(&self, hash: B256) -> Result<Lease, CacheError> {
         self.shared(hash, HOLD)
     }
@@ -214,7 +212,9 @@ impl Cache {
             TryLockError::WouldBlock => CacheError::Busy(Duration::ZERO),
             TryLockError::Error(source) => failed("lock", &path)(source),
         })?;
-        Ok(Lease { model, _file: Arc::new(file) })
+        let used = model.join(LEASE);
+        lock_file(&used)?.set_modified((self.clock)()).map_err(failed("note the use of", &used))?;
+        Ok(Lease { model, _lock: Arc::new(file) })
     }
 
     fn must_be_here(&self, hash: B256) -> Result<(), CacheError> {

@@ -552,8 +552,7 @@ impl Node {
     }
 
     fn layers(&self, assignment: &Assignment) -> Option<LayerRange> {
-        let place = assignment.index_of(self.config.wallet.address())?;
-        assignment.members.get(place).map(|member| member.layers)
+        assignment.layers_of(self.config.wallet.address())
     }
 
     fn is_current(&self, epoch: Epoch) -> bool {

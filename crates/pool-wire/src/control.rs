@@ -204,6 +204,11 @@ impl Assignment {
         self.members.iter().position(|member| member.address == address)
     }
 
+    /// The layers of `address`.
+    pub fn layers_of(&self, address: Address) -> Option<LayerRange> {
+        self.members.iter().find(|member| member.address == address).map(|member| member.layers)
+    }
+
     /// The members that `address` keeps a link with, each once: its neighbours in the ring of shards and,
     /// for entry and exit, the gateway. The first of a pair (in the order gateway, entry, ..., exit) offers.
     pub fn links_of(&self, address: Address) -> Vec<LinkPlan> {

@@ -4,6 +4,7 @@
 //! *linking* until every link is up, then *active*; any loss ends it at once, and the next one has a higher epoch.
 
 mod leaving;
+mod node;
 mod reason;
 #[cfg(test)]
 mod tests;
@@ -14,14 +15,11 @@ use std::{
 };
 
 use alloy_primitives::Address;
-use pool_coalition::{
-    Roster, RosterRole,
-    stand_down::{Manner, SignedStandDown},
-};
-use pool_types::{Epoch, Failure, Holdings, ReasonCode};
-use pool_wire::control::{
-    Assignment, Capabilities, Registration, ShardFootprint, ShardStats, Signal, ToNode, ToOrchestrator,
-};
+use pool_coalition::{Roster, RosterRole, stand_down::SignedStandDown};
+use pool_types::{Epoch, Failure, ReasonCode};
+use pool_wire::control::{Assignment, Registration, Signal, ToNode, ToOrchestrator};
+
+pub(crate) use node::Node;
 
 use super::{
     placing::{Offer, Serving},
@@ -157,22 +155,6 @@ pub enum Record {
     Ended(Epoch, Failure),
 }
 
-/// A connected node.
-#[derive(Clone, Debug)]
-pub(crate) struct Node {
-    pub(crate) connection: ConnectionId,
-    pub(crate) capabilities: Capabilities,
-    pub(crate) footprint: Option<ShardFootprint>,
-    pub(crate) stats: Option<ShardStats>,
-    signals: u32,
-    /// How it said that it leaves: it gets no layers until it registers again.
-    leaving: Option<Manner>,
-    /// Bytes of its layers that were on its machine when it last said so.
-    fetched: u64,
-    /// Which layers it has, where it said so.
-    holds: Option<Holdings>,
-}
-
 /// The coalition that is being formed or serves.
 #[derive(Clone, Debug)]
 pub(crate) struct Coalition {
@@ -287,17 +269,7 @@ impl Registry {
             out.push(Output::Close { connection: old.connection });
             self.lose(now, said.address, out);
         }
-        let node = Node {
-            connection,
-            capabilities: said.capabilities.clone(),
-            footprint: None,
-            stats: None,
-            signals: 0,
-            leaving: None,
-            fetched: 0,
-            holds: said.holds.clone(),
-        };
-        self.nodes.insert(said.address, node);
+        self.nodes.insert(said.address, Node::new(connection, &said));
         self.changed = now;
         self.obstacle = None;
         out.push(Output::Record(Record::Seen(said)));
@@ -325,18 +297,11 @@ impl Registry {
         match message {
             ToOrchestrator::Loaded { epoch, footprint } => {
                 let Some(coalition) = self.in_stage(epoch, Stage::Loading) else { return };
-                if coalition.assignment.index_of(address).is_none() {
-                    return;
-                }
+                let Some(layers) = coalition.assignment.layers_of(address) else { return };
                 coalition.loaded.insert(address);
                 let all = coalition.loaded.len() == coalition.assignment.members.len();
-                let layers = coalition.assignment.index_of(address).map(|at| coalition.assignment.members[at].layers);
                 if let Some(node) = self.nodes.get_mut(&address) {
-                    node.footprint = Some(footprint);
-                    if let (Some(holds), Some(layers)) = (&mut node.holds, layers) {
-                        holds.keep(layers);
-                        holds.loaded = Some(layers);
-                    }
+                    node.has_loaded(layers, footprint);
                 }
                 if all {
                     self.link(now, out);
@@ -455,14 +420,8 @@ impl Registry {
             max_context: self.serving.context,
             prefill_chunk: self.serving.prefill_chunk,
         });
-        for member in &assignment.members {
-            // A shard of other layers ends before these are loaded.
-            if let Some(holds) = self.nodes.get_mut(&member.address).and_then(|node| node.holds.as_mut()) {
-                holds.loaded = holds.loaded.filter(|loaded| *loaded == member.layers);
-            }
-        }
-        for node in self.nodes.values_mut() {
-            (node.footprint, node.stats, node.signals, node.fetched) = (None, None, 0, 0);
+        for (address, node) in &mut self.nodes {
+            node.begins(assignment.layers_of(*address));
         }
         out.push(Output::Record(Record::Formed(assignment.clone())));
         for connection in self.connections_of(&assignment) {

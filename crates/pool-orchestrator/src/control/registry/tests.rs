@@ -5,7 +5,7 @@ use pool_coalition::{
     stand_down::{Manner, StandDown},
 };
 use pool_types::{CoalitionId, Holdings, ModelId, ReasonCode};
-use pool_wire::control::{Capabilities, LinkReport};
+use pool_wire::control::{Capabilities, LinkReport, ShardFootprint, ShardStats};
 
 use super::*;
 
