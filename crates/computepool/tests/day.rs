@@ -351,8 +351,14 @@ async fn a_day_goes_by_and_the_machine_is_its_owners_whenever_they_need_it() {
     let waits = |view: &OwnerView| matches!(view.decision.reason, Reason::DownloadWaits { .. });
     let view = home.becomes("the download waits", waits).await;
     assert!(view.sentence.ends_with(" %: you paused it; resume it in the list of downloads."), "{}", view.sentence);
+    // They are done with it, but now the host has no time.
+    home.host.behave(|conduct| conduct.refuse = Some((503, u32::MAX, None)));
     downloads.resume(id).await.unwrap();
     drop(downloads);
+    let fault = |view: &OwnerView| waits(view) && view.sentence.contains("is busy (status 503)");
+    let view = home.becomes("the host is waited for", fault).await;
+    assert!(view.sentence.ends_with("the download goes on by itself."), "{}", view.sentence);
+    home.host.behave(|conduct| conduct.refuse = None);
     home.becomes("the layers are on their way again", |view| !waits(view) && fetching(view)).await;
     home.restart().await;
     home.host.behave(|conduct| conduct.throttle = None);
@@ -495,7 +501,8 @@ async fn a_card_that_somebody_needs_is_left_and_the_other_one_goes_on() {
     let second = home.shard().unwrap();
     assert_eq!(cards_of(second).as_deref(), Some("GPU-2"));
     let yields = home.node().store.yields(9).await.unwrap();
-    assert!(yields.len() == 1 && yields[0].reason.contains("RTX 4090"), "{yields:?}");
+    let reason = "The RTX 4090 is not shared any more: another program is using it";
+    assert!(yields.len() == 1 && yields[0].reason == reason, "{yields:?}");
     // They stop. The card joins again once that has lasted, at a moment when nobody asks for anything.
     home.seen.load = 0;
     let view = home.pass(480, true).await;

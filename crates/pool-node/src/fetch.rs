@@ -87,8 +87,15 @@ pub(crate) struct Fetching {
     id: DownloadId,
     list: watch::Receiver<DownloadsOverview>,
     seen: bool,
-    /// What it waited for last, and how many bytes were here then.
-    waits: Option<(String, u64)>,
+    waits: Option<Wait>,
+}
+
+/// What a download waits for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Wait {
+    why: String,
+    /// How many bytes are here: it waits until there are more. `None` where somebody will say when it is over.
+    until_more_than: Option<u64>,
 }
 
 /// How far a fetch is.
@@ -126,9 +133,9 @@ impl Fetching {
                 Fetched::Failed(message.unwrap_or_else(|| "the layers could not be downloaded".to_owned()))
             }
             _ => {
-                let waits = waits(self.waits.take(), status, list.all_paused);
-                self.waits = waits.clone();
-                Fetched::Part { done: status.done.0, size: status.total.0, waits: waits.map(|(why, _)| why) }
+                self.waits = waits(self.waits.take(), status, list.all_paused);
+                let why = self.waits.as_ref().map(|wait| wait.why.clone());
+                Fetched::Part { done: status.done.0, size: status.total.0, waits: why }
             }
         }
     }
@@ -136,14 +143,16 @@ impl Fetching {
 
 /// What a download waits for. A try to go on is no end of it: only a byte that comes is. All downloads together wait for
 /// what the owner's settings say, which is another matter.
-fn waits(before: Option<(String, u64)>, status: &DownloadStatus, all_paused: bool) -> Option<(String, u64)> {
+fn waits(before: Option<Wait>, status: &DownloadStatus, all_paused: bool) -> Option<Wait> {
     let here = status.done.0;
     match (status.state, &status.message) {
         (DownloadState::Paused, _) if all_paused => None,
-        (DownloadState::Paused, _) => Some(("you paused it; resume it in the list of downloads".to_owned(), u64::MAX)),
-        (DownloadState::Waiting, Some(why)) => Some((why.clone(), here)),
+        (DownloadState::Paused, _) => {
+            Some(Wait { why: "you paused it; resume it in the list of downloads".to_owned(), until_more_than: None })
+        }
+        (DownloadState::Waiting, Some(why)) => Some(Wait { why: why.clone(), until_more_than: Some(here) }),
         (DownloadState::Verifying, _) => None,
-        _ => before.filter(|(_, then)| *then != u64::MAX && here <= *then),
+        _ => before.filter(|wait| wait.until_more_than.is_some_and(|then| here <= then)),
     }
 }
 
@@ -190,7 +199,7 @@ mod tests {
             (Paused, 11, None, true, None),
         ] {
             before = waits(before, &status(state, done, message), all_paused);
-            assert_eq!(before.as_ref().map(|(why, _)| why.as_str()), expected, "{state:?} with {done}");
+            assert_eq!(before.as_ref().map(|wait| wait.why.as_str()), expected, "{state:?} with {done}");
         }
     }
 }

@@ -94,7 +94,7 @@ impl From<LayerRange> for Bounds {
 /// Which layers of a model a machine has, so that it need not fetch or load them.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Holdings {
-    /// On its disk, whole.
+    /// On its disk, whole; in any order.
     pub on_disk: Vec<LayerRange>,
     /// In the memory of a shard that runs: these and no others.
     pub loaded: Option<LayerRange>,
@@ -108,9 +108,13 @@ impl Holdings {
 
     /// Notes that these layers are on the disk.
     pub fn keep(&mut self, layers: LayerRange) {
-        if !self.on_disk.iter().any(|held| held.start <= layers.start && layers.end <= held.end) {
-            self.on_disk.push(layers);
+        // One range for what touches, so that there are never more than every other layer makes.
+        let touches = |held: &LayerRange| held.start <= layers.end && layers.start <= held.end;
+        let mut all = layers;
+        for held in self.on_disk.extract_if(.., |held| touches(held)) {
+            (all.start, all.end) = (all.start.min(held.start), all.end.max(held.end));
         }
+        self.on_disk.push(all);
     }
 }
 
@@ -157,6 +161,20 @@ mod tests {
             let range = LayerRange::new(start, start + len).unwrap();
             prop_assert_eq!(range.to_string().parse::<LayerRange>().unwrap(), range);
         }
+    }
+
+    #[test]
+    fn layers_that_touch_are_held_as_one_range() {
+        let range = |start, end| LayerRange::new(start, end).unwrap();
+        let mut holds = Holdings::default();
+        for kept in [range(0, 2), range(8, 10), range(4, 6), range(4, 5), range(2, 4)] {
+            holds.keep(kept);
+        }
+        holds.on_disk.sort();
+        assert_eq!(holds.on_disk, [range(0, 6), range(8, 10)]);
+        holds.keep(range(1, 9));
+        assert_eq!(holds.on_disk, [range(0, 10)]);
+        assert_eq!(holds, Holdings::of_all(10));
     }
 
     #[test]

@@ -114,12 +114,16 @@ impl Contents {
         Ok(metadata(&self.paths(content).part)?.is_some())
     }
 
-    /// Bytes of a content that are here.
+    /// Bytes of a content that are here, by the pieces that are recorded of one that is not whole.
     pub(crate) fn bytes_here(&self, content: &Content) -> Result<u64, CacheError> {
         if self.has(content)? {
             return Ok(content.length);
         }
-        Ok(metadata(&self.paths(content).part)?.map_or(0, |metadata| super::room::on_disk(&metadata)))
+        if !self.is_begun(content)? {
+            return Ok(0);
+        }
+        let (pieces, _) = read_record(&self.paths(content).record)?;
+        Ok(pieces.keys().map(|piece| u64::from(content.piece_place(*piece, self.piece_bytes).1)).sum())
     }
 
     /// A whole content's bytes, or `None` where it is not here.

@@ -91,8 +91,13 @@ impl Running {
     pub(super) fn follow_cards(&mut self, cards: &[GpuDecision], now: Duration) {
         let may_use = |id: &GpuId| cards.iter().any(|card| card.may_use && card.id == *id);
         if let Some(lost) = self.gpus.iter().find(|id| !may_use(id)) {
-            let name = cards.iter().find(|card| card.id == *lost).map_or(&lost.0, |card| &card.name);
-            let reason = format!("The {name} is not free any more");
+            let reason = match cards.iter().find(|card| card.id == *lost) {
+                Some(GpuDecision { name, because: Some(because), .. }) => {
+                    format!("The {name} is not shared any more: {because}")
+                }
+                Some(GpuDecision { name, because: None, .. }) => format!("The {name} is not shared any more"),
+                None => "A GPU is gone".to_owned(),
+            };
             self.leave(Manner::Yield, Instant::now(), reason);
         }
         if !cards.iter().any(|card| card.may_use && !self.gpus.contains(&card.id)) {
