@@ -6,7 +6,10 @@ mod owner;
 use std::{fmt, path::PathBuf, str::FromStr};
 
 use alloy_primitives::Address;
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{
+    ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum, error::ErrorKind,
+    parser::ValueSource,
+};
 use pool_coalition::proposal::RegistryDomain;
 use pool_orchestrator::control::ServingWishes;
 use pool_types::{Activation, FlowRate};
@@ -165,10 +168,10 @@ pub(crate) struct PayArguments {
     #[arg(long)]
     pub(crate) pay: bool,
     /// The chain's node, JSON-RPC over HTTP [default: a local chain is started with the cluster]
-    #[arg(long, env = "COMPUTEPOOL_RPC", hide_env_values = true, value_name = "URL", requires = "pay")]
+    #[arg(long, env = "COMPUTEPOOL_RPC", hide_env_values = true, value_name = "URL")]
     pub(crate) rpc: Option<String>,
     /// The same node over WebSocket, for news of blocks as they come
-    #[arg(long, env = "COMPUTEPOOL_RPC_WS", hide_env_values = true, value_name = "URL", requires = "rpc")]
+    #[arg(long, env = "COMPUTEPOOL_RPC_WS", hide_env_values = true, value_name = "URL")]
     pub(crate) rpc_ws: Option<String>,
     /// Which chain: the name of an address book in contracts/addresses
     #[arg(long, default_value = "local", value_name = "NAME")]
@@ -182,6 +185,35 @@ pub(crate) struct PayArguments {
     /// Seconds that a session's stream goes on after its last request; they are charged
     #[arg(long, default_value_t = 5, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(0..=3600))]
     pub(crate) linger: u64,
+}
+
+impl Arguments {
+    /// The command line; ends the program where it cannot be.
+    pub(crate) fn of_command_line() -> Self {
+        let mut command = Self::command();
+        let matches = command.get_matches_mut();
+        if let Some((name, of_command)) = matches.subcommand()
+            && let Some(unpaid) = chain_without_pay(of_command)
+            && let Some(subcommand) = command.find_subcommand_mut(name)
+        {
+            subcommand.error(ErrorKind::MissingRequiredArgument, format!("{unpaid} needs --pay")).exit();
+        }
+        Self::from_arg_matches(&matches).unwrap_or_else(|error| error.format(&mut command).exit())
+    }
+}
+
+/// A chain that is named on the command line while nothing is paid. One in the environment may be there for other
+/// commands.
+fn chain_without_pay(matches: &ArgMatches) -> Option<&'static str> {
+    let named = |id: &str| {
+        let known = matches.ids().any(|known| known == id);
+        known && matches.value_source(id) == Some(ValueSource::CommandLine)
+    };
+    let takes_pay = matches.ids().any(|id| id == "linger");
+    if !takes_pay || named("pay") {
+        return None;
+    }
+    [("rpc", "--rpc"), ("rpc_ws", "--rpc-ws")].into_iter().find(|(id, _)| named(id)).map(|(_, option)| option)
 }
 
 impl PayArguments {

@@ -32,7 +32,7 @@ mod when;
 use std::{panic, process::ExitCode};
 
 use arguments::{Arguments, Command};
-use clap::{CommandFactory, Parser};
+use clap::CommandFactory;
 
 /// Something could not be done as asked; one sentence says what and what to do about it.
 const CANNOT: u8 = 2;
@@ -55,7 +55,7 @@ fn main() -> ExitCode {
     // Chains and orchestrators may be behind TLS, and the dependencies bring two kinds of cryptography: rustls takes
     // neither unless one is named. It can only be named twice by mistake, and the first stands.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    let arguments = Arguments::parse();
+    let arguments = Arguments::of_command_line();
     let outcome = match arguments.command {
         Command::Up(arguments) if arguments.detach => detach::up(&arguments),
         Command::Up(arguments) => up::run(arguments),

@@ -47,6 +47,23 @@ fn well_known_shapes_are_planned_from_their_configuration_alone() {
 }
 
 #[test]
+fn a_chain_that_only_the_environment_names_is_no_wish_to_be_paid() {
+    let files = Files::new();
+    let orchestrator = |rpc: &[&str], environment: Option<&str>| {
+        let mut command = support::computepool();
+        command.args(["orchestrator", "--roster", "nowhere.json", "--model", "nowhere"]).args(rpc);
+        command.arg("--state").arg(files.state());
+        command.env("COMPUTEPOOL_PASSPHRASE", "x").env_remove("COMPUTEPOOL_RPC");
+        environment.map(|url| command.env("COMPUTEPOOL_RPC", url));
+        text(&command.output().unwrap().stderr)
+    };
+    let errors = orchestrator(&[], Some("http://127.0.0.1:1"));
+    assert!(errors.contains("nowhere") && !errors.contains("--pay"), "{errors}");
+    let errors = orchestrator(&["--rpc", "http://127.0.0.1:1"], None);
+    assert!(errors.contains("--rpc needs --pay") && errors.contains("Usage: "), "{errors}");
+}
+
+#[test]
 fn mistakes_are_answered_with_one_sentence() {
     for (arguments, expected) in [
         (&["inspect", "nowhere"][..], "nowhere"),

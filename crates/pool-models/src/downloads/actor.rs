@@ -11,7 +11,7 @@ use pool_types::ByteSize;
 use tokio::{
     sync::{mpsc, watch},
     task::{Id, JoinError, JoinSet, spawn_blocking},
-    time::{Instant, MissedTickBehavior, interval},
+    time::{Instant, MissedTickBehavior, interval, sleep_until},
 };
 
 use super::{
@@ -20,7 +20,7 @@ use super::{
     commands::Command,
     host::Http,
     job::{Choice, Doing, Job, Phase, Prepared, What, prepare},
-    queue::{Entry, Left, Queue, Restored, Stranded},
+    queue::{Entry, Left, Queue, Restored, Stranded, restore_all},
     work::{Stop, Work, lock},
 };
 use crate::{
@@ -58,6 +58,8 @@ pub(super) struct Actor {
     pub(super) bandwidth: Arc<Bandwidth>,
     pub(super) jobs: Vec<Job>,
     pub(super) stranded: Vec<Stranded>,
+    /// When those are tried again.
+    stranded_again: Option<Instant>,
     pub(super) checking: BTreeMap<B256, Checking>,
     next_id: u64,
     pub(super) all_paused: bool,
@@ -94,6 +96,7 @@ impl Actor {
             bandwidth: Arc::new(Bandwidth::new(options.bandwidth.map(|cap| cap.0))),
             jobs: Vec::new(),
             stranded: Vec::new(),
+            stranded_again: None,
             checking: BTreeMap::new(),
             next_id: 1,
             all_paused: options.paused,
@@ -122,12 +125,14 @@ impl Actor {
             let busy = self.again.is_some() || (!self.all_paused && self.jobs.iter().any(Job::goes_on_by_itself));
             last = last.filter(|_| busy);
             let mut reply = None;
+            let again_at = self.stranded_again.filter(|_| !self.stranded.is_empty());
             tokio::select! {
                 command = inbox.recv() => match command {
                     None | Some(Command::Stop) => break,
                     Some(command) => reply = Some(self.obey(command)),
                 },
                 Some(end) = self.tasks.join_next_with_id(), if !self.tasks.is_empty() => self.finish(end),
+                () = sleep_until(again_at.unwrap_or_else(Instant::now)), if again_at.is_some() => self.try_stranded().await,
                 now = tick.tick(), if busy => {
                     let elapsed = last.replace(now).map(|last| now.duration_since(last));
                     self.measure_speeds(elapsed.unwrap_or_default());
@@ -174,6 +179,26 @@ impl Actor {
         (self.queue, self.again) = (Some(Arc::new(queue)), None);
         self.health = QueueHealth { set_aside, problem: None };
         self.unsaved = true;
+        self.adopt(restored);
+        let known = |left: &Stranded| self.jobs.iter().any(|job| left.entry.is_of(job.facts.hash, job.download.wanted));
+        self.stranded = stranded.into_iter().filter(|left| !known(left)).collect();
+        self.stranded_again = Some(Instant::now() + self.options.longest_pause);
+    }
+
+    /// What was in the way of an entry may have passed: a disk that was not there, a file that nobody could open.
+    async fn try_stranded(&mut self) {
+        let (cache, tokens) = (self.cache.clone(), self.tokens.clone());
+        let entries: Vec<Entry> = self.stranded.iter().map(|left| left.entry.clone()).collect();
+        self.stranded_again = Some(Instant::now() + self.options.longest_pause);
+        let Ok((restored, stranded)) = spawn_blocking(move || restore_all(&cache, entries, &tokens)).await else {
+            return;
+        };
+        self.unsaved |= !restored.is_empty() || stranded.len() != self.stranded.len();
+        self.stranded = stranded;
+        self.adopt(restored);
+    }
+
+    fn adopt(&mut self, restored: Vec<Restored>) {
         for Restored { download, facts, paused, done } in restored {
             if self.jobs.iter().any(|job| job.is_of(facts.hash, download.wanted)) {
                 continue;
@@ -185,8 +210,6 @@ impl Actor {
             }
             self.jobs.push(job);
         }
-        let known = |left: &Stranded| self.jobs.iter().any(|job| left.entry.is_of(job.facts.hash, job.download.wanted));
-        self.stranded = stranded.into_iter().filter(|left| !known(left)).collect();
     }
 
     /// Writes the queue where it has changed.

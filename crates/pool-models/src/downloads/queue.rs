@@ -117,15 +117,7 @@ impl Queue {
         let Some(bytes) = read_small(&left.queue.path, LARGEST)? else { return Ok(Some(left)) };
         match parse(&bytes) {
             Err(reason) => left.set_aside = Some(set_aside(&left.queue.path, reason)?),
-            Ok(entries) => {
-                for entry in entries {
-                    match restore(cache, &entry, tokens) {
-                        Ok(Some(restored)) => left.restored.push(restored),
-                        Ok(None) => {}
-                        Err(error) => left.stranded.push(Stranded { entry, reason: error.to_string() }),
-                    }
-                }
-            }
+            Ok(entries) => (left.restored, left.stranded) = restore_all(cache, entries, tokens),
         }
         Ok(Some(left))
     }
@@ -136,6 +128,23 @@ impl Queue {
         // Nothing in it can fail to become JSON.
         replace(&self.path, &serde_json::to_vec(&text).unwrap_or_default())
     }
+}
+
+/// What of it goes on, and what cannot. Blocks on the disk.
+pub(super) fn restore_all(
+    cache: &Cache,
+    entries: Vec<Entry>,
+    tokens: &BTreeMap<String, AccessToken>,
+) -> (Vec<Restored>, Vec<Stranded>) {
+    let (mut going, mut stranded) = (Vec::new(), Vec::new());
+    for entry in entries {
+        match restore(cache, &entry, tokens) {
+            Ok(Some(restored)) => going.push(restored),
+            Ok(None) => {}
+            Err(error) => stranded.push(Stranded { entry, reason: error.to_string() }),
+        }
+    }
+    (going, stranded)
 }
 
 fn parse(bytes: &[u8]) -> Result<Vec<Entry>, String> {

@@ -126,7 +126,8 @@ pub struct DiskTotals {
     pub budget: Budget,
 }
 
-/// A download of an earlier process that cannot go on. It stays in the queue; adding the same part again mends it.
+/// A download of an earlier process that cannot go on. It stays in the queue, and is tried again now and
+/// then; adding the same part again mends it at once.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StrandedDownload {
     /// The hash of its manifest.

@@ -210,6 +210,27 @@ async fn a_download_whose_manifest_broke_is_said_and_mended_by_adding_it_again()
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_download_whose_obstacle_passes_goes_on_by_itself() {
+    let scene = scene(507).await;
+    let downloads = scene.start_paused();
+    downloads.add(download(&scene.manifest, scene.part(0), &[&scene.server])).await.unwrap();
+    downloads.stop().await;
+    let manifest = scene.cache.model_path(scene.manifest.hash()).join("manifest.json");
+    let right = std::fs::read(&manifest).unwrap();
+    std::fs::write(&manifest, "{").unwrap();
+    let downloads = start(&scene.cache);
+    until(&downloads, "it is said", |overview| !overview.stranded.is_empty()).await;
+    std::fs::write(&manifest, right).unwrap();
+    let done = |overview: &DownloadsOverview| {
+        overview.stranded.is_empty() && overview.downloads.iter().any(|status| status.state == DownloadState::Done)
+    };
+    until(&downloads, "nobody had to add it again", done).await;
+    downloads.stop().await;
+    let kept = std::fs::read_to_string(scene.root.path().join("queue.json")).unwrap();
+    assert!(kept.contains("\"done\":true"), "{kept}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn one_process_keeps_the_queue_and_another_takes_it_over() {
     let scene = scene(505).await;
     let first = scene.start_paused();
