@@ -192,31 +192,35 @@ impl Arguments {
     pub(crate) fn of_command_line() -> Self {
         let mut command = Self::command();
         let matches = command.get_matches_mut();
-        if let Some((name, of_command)) = matches.subcommand()
-            && let Some(unpaid) = chain_without_pay(of_command)
+        let arguments = Self::from_arg_matches(&matches).unwrap_or_else(|error| error.format(&mut command).exit());
+        let pay = match &arguments.command {
+            Command::Up(arguments) => Some(&arguments.pay),
+            Command::Orchestrator(arguments) => Some(&arguments.pay),
+            _ => None,
+        };
+        if let (Some(pay), Some((name, given))) = (pay, matches.subcommand())
+            && let Some(missing) = pay.missing(given)
             && let Some(subcommand) = command.find_subcommand_mut(name)
         {
-            subcommand.error(ErrorKind::MissingRequiredArgument, format!("{unpaid} needs --pay")).exit();
+            subcommand.error(ErrorKind::MissingRequiredArgument, missing).exit();
         }
-        Self::from_arg_matches(&matches).unwrap_or_else(|error| error.format(&mut command).exit())
+        arguments
     }
-}
-
-/// A chain that is named on the command line while nothing is paid. One in the environment may be there for other
-/// commands.
-fn chain_without_pay(matches: &ArgMatches) -> Option<&'static str> {
-    let named = |id: &str| {
-        let known = matches.ids().any(|known| known == id);
-        known && matches.value_source(id) == Some(ValueSource::CommandLine)
-    };
-    let takes_pay = matches.ids().any(|id| id == "linger");
-    if !takes_pay || named("pay") {
-        return None;
-    }
-    [("rpc", "--rpc"), ("rpc_ws", "--rpc-ws")].into_iter().find(|(id, _)| named(id)).map(|(_, option)| option)
 }
 
 impl PayArguments {
+    /// What is missing for what was given on the command line. A chain that only the environment names may be there for
+    /// other commands.
+    fn missing(&self, given: &ArgMatches) -> Option<&'static str> {
+        let named = |id: &str| given.value_source(id) == Some(ValueSource::CommandLine);
+        match self.pay {
+            true if self.rpc_ws.is_some() && self.rpc.is_none() => Some("--rpc-ws needs --rpc"),
+            false if named("rpc") => Some("--rpc needs --pay"),
+            false if named("rpc_ws") => Some("--rpc-ws needs --pay"),
+            _ => None,
+        }
+    }
+
     pub(crate) fn options(&self, keep_chain: bool) -> Option<PayOptions> {
         self.pay.then(|| PayOptions {
             rpc: self.rpc.clone(),

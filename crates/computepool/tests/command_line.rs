@@ -61,6 +61,8 @@ fn a_chain_that_only_the_environment_names_is_no_wish_to_be_paid() {
     assert!(errors.contains("nowhere") && !errors.contains("--pay"), "{errors}");
     let errors = orchestrator(&["--rpc", "http://127.0.0.1:1"], None);
     assert!(errors.contains("--rpc needs --pay") && errors.contains("Usage: "), "{errors}");
+    let errors = orchestrator(&["--pay", "--rpc-ws", "ws://127.0.0.1:1"], None);
+    assert!(errors.contains("--rpc-ws needs --rpc"), "{errors}");
 }
 
 #[test]

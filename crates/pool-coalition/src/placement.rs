@@ -9,8 +9,9 @@
 //! where the last hop carries the sampled token back from the exit to the entry; or, for
 //! [`Objective::Throughput`], the busiest stage or link, which bounds tokens/s once as many requests are in
 //! flight as there are shards. Where it is known which layers the cards hold, the time until they have theirs counts as
-//! well, spread over [`LIFETIME_TOKENS`]: who holds the layers goes before who is a little faster and must fetch them. Two neighbouring shards never have one owner unless that is allowed, every span
-//! keeps a standby while cards remain, and a split that is slower than one card that fits is refused.
+//! well, spread over [`LIFETIME_TOKENS`]: who holds the layers goes before who is a little faster and must fetch them.
+//! Two neighbouring shards never have one owner unless that is allowed, every span keeps a standby while cards remain,
+//! and a split that is slower than one card that fits is refused, whatever they hold.
 //!
 //! ```
 //! use pool_coalition::placement::{Card, ModelNeeds, PlacementOptions, place};
@@ -322,16 +323,18 @@ pub fn place(model: &ModelNeeds, cards: &[Card], options: &PlacementOptions) -> 
         None => {
             let split = field.best_of((wanted as usize).max(2)..=most);
             match (alone, split) {
-                (Some(one), Some(split)) if field.is_better(&split.score, &one.score) => (Some(split), Some(one)),
-                (Some(one), Some(split)) if wanted > 1 => {
-                    let seconds = |seated: &Seated| field.predicted(&seated.score);
-                    let (alone, together) = (seconds(&one), seconds(&split));
-                    if together >= alone {
-                        return Err(PlacementError::SplitSlower { one: alone, split: together });
+                (Some(one), Some(split)) => {
+                    let faster = field.is_faster(&split.score, &one.score);
+                    if wanted > 1 && !faster {
+                        let seconds = |seated: &Seated| field.predicted(&seated.score);
+                        return Err(PlacementError::SplitSlower { one: seconds(&one), split: seconds(&split) });
                     }
-                    (Some(split), Some(one))
+                    match wanted > 1 || (faster && field.is_better(&split.score, &one.score)) {
+                        true => (Some(split), Some(one)),
+                        false => (Some(one), Some(split)),
+                    }
                 }
-                (Some(one), split) if wanted <= 1 => (Some(one), split),
+                (Some(one), None) if wanted <= 1 => (Some(one), None),
                 (_, split) => (split, None),
             }
         }

@@ -219,6 +219,12 @@ impl<'a> Field<'a> {
         self.seats[a].card.holds == self.seats[b].card.holds
     }
 
+    /// Whether `a` beats `b` once everything is loaded.
+    pub(super) fn is_faster(&self, a: &Score, b: &Score) -> bool {
+        let loaded = |score: &Score| Score { waiting_seconds: 0.0, ..*score };
+        self.is_better(&loaded(a), &loaded(b))
+    }
+
     /// Whether `a` beats `b` by more than rounding: on the objective, then on the other figure.
     pub(super) fn is_better(&self, a: &Score, b: &Score) -> bool {
         let (first, second) = match self.objective {

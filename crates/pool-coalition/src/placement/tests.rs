@@ -272,14 +272,34 @@ proptest! {
             card.holds = (kind > 0).then(|| Holdings { on_disk: range.into_iter().collect(), loaded });
         }
         let options = PlacementOptions { shards, ..PlacementOptions::default() };
-        let counts = shards.map_or(1..=cards.len(), |n| n as usize..=n as usize);
-        let counts = counts.filter(|n| *n <= model.layer_bytes.len() && *n <= cards.len());
-        let best = counts.filter_map(|n| brute_force(&model, &cards, n, &options)).reduce(f64::min);
-        match (place(&model, &cards, &options), best) {
-            (Ok(placement), Some(best)) => {
-                prop_assert!(nearly(figure(&placement, &options), best), "placed {placement:?}, best is {best}");
+        let best = |counts: std::ops::RangeInclusive<usize>| {
+            let counts = counts.filter(|n| *n <= model.layer_bytes.len() && *n <= cards.len());
+            counts.filter_map(|n| brute_force(&model, &cards, n, &options)).reduce(f64::min)
+        };
+        let placed = place(&model, &cards, &options);
+        if let Some(shards) = shards {
+            match (placed, best(shards as usize..=shards as usize)) {
+                (Ok(placement), Some(best)) => {
+                    prop_assert!(nearly(figure(&placement, &options), best), "placed {placement:?}, best is {best}");
+                }
+                (placed, best) => prop_assert!(placed.is_err() && best.is_none(), "{placed:?} but {best:?}"),
             }
-            (placement, best) => prop_assert!(placement.is_err() && best.is_none(), "{placement:?} but {best:?}"),
+            return Ok(());
+        }
+        let (one, split) = (best(1..=1), best(2..=cards.len()));
+        let Ok(placement) = placed else {
+            prop_assert!(one.is_none() && split.is_none(), "{placed:?} but {one:?} {split:?}");
+            return Ok(());
+        };
+        let alone = place(&model, &cards, &PlacementOptions { shards: Some(1), ..options.clone() });
+        if placement.spans.len() == 1 {
+            prop_assert!(one.is_some_and(|one| nearly(figure(&placement, &options), one)), "{placement:?}, best is {one:?}");
+        } else {
+            let figure = figure(&placement, &options);
+            prop_assert!(split.is_some_and(|split| nearly(figure, split)), "{placement:?}, best is {split:?}");
+            prop_assert!(one.is_none_or(|one| figure <= one * (1.0 + 1e-6)), "{placement:?} is no better than {one:?}");
+            let slower = alone.is_ok_and(|alone| placement.seconds_per_token > alone.seconds_per_token * (1.0 + 1e-6));
+            prop_assert!(!slower, "a split that is slower than one card that fits is refused: {placement:?}");
         }
     }
 
@@ -505,6 +525,14 @@ fn who_stays_keeps_its_layers_when_another_one_takes_a_place() {
     let stays = loaded(holder(0, 510e9, 0..1), layers(5, 12));
     let new = holder(1, 500e9, 0..0);
     assert_eq!(placed(&[stays, new]), [(card(1), layers(0, 5)), (card(0), layers(5, 12))], "as it was cut before");
+}
+
+#[test]
+fn a_split_that_is_slower_than_one_card_is_refused_also_where_its_cards_have_the_layers() {
+    let model = ModelNeeds { layer_bytes: vec![1 << 30; 4], ..ModelNeeds::default() };
+    let cards = [holder(0, 500e9, 0..2), holder(1, 500e9, 2..4)];
+    let placement = place(&model, &cards, &PlacementOptions::default()).unwrap();
+    assert_eq!(placement.spans.len(), 1, "{}", placement.explanation);
 }
 
 #[test]

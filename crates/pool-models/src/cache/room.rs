@@ -157,8 +157,9 @@ impl Cache {
     /// 3. tensors of models of which nothing is assigned, those of the least recently used model first;
     /// 4. tensors outside the assigned parts of the other models, in the same order.
     ///
-    /// Never what is assigned or pinned, never anything of a model that a process has open. A tensor that several models name goes only when all of them let it. Nothing is evicted when
-    /// that would not be enough. Returns the bytes evicted.
+    /// Never what is assigned or pinned, never anything of a model that a process has open. A tensor that several models
+    /// name goes only when all of them let it. Nothing is evicted when that would not be enough. Returns the bytes
+    /// evicted.
     pub fn make_room(&self, needed: u64, budget: Budget, space: &dyn Space) -> Result<u64, NoRoom> {
         let _guard = self.guard(true)?;
         let files = self.files()?;

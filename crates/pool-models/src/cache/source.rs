@@ -10,7 +10,7 @@ use std::{
     },
 };
 
-use super::Contents;
+use super::{Contents, Lease};
 use crate::{
     manifest::{Content, Manifest},
     mapping::Mapping,
@@ -24,6 +24,8 @@ pub(crate) struct CachedTensors {
     tensors: BTreeMap<TensorName, Slot>,
     files: Vec<String>,
     read: AtomicU64,
+    /// What has not been read yet may be read later, by whoever has this alone.
+    _lease: Lease,
 }
 
 struct Slot {
@@ -38,6 +40,7 @@ impl CachedTensors {
         contents: &Contents,
         manifest: &Manifest,
         index: BTreeMap<TensorName, TensorInfo>,
+        lease: Lease,
     ) -> Result<Self, OpenError> {
         let named: HashMap<&str, &Content> = manifest.tensors.iter().map(|t| (t.name.as_str(), &t.content)).collect();
         let mut tensors = BTreeMap::new();
@@ -48,7 +51,7 @@ impl CachedTensors {
             tensors.insert(name, Slot { info, object, mapping: OnceLock::new() });
         }
         let files = manifest.files.iter().map(|file| file.path.clone()).collect();
-        Ok(Self { tensors, files, read: AtomicU64::new(0) })
+        Ok(Self { tensors, files, read: AtomicU64::new(0), _lease: lease })
     }
 }
 

@@ -23,7 +23,7 @@ pub(super) fn open(path: &Path) -> Result<Model, OpenError> {
         id: index_id(index.values()),
         name: manifest.name.clone(),
         config: Arc::new(manifest.config.clone()),
-        source: Arc::new(CachedTensors::new(&contents, &manifest, index)?),
+        source: Arc::new(CachedTensors::new(&contents, &manifest, index, lease.clone())?),
         tokenizer,
         chat_template,
         format: manifest.format,

@@ -335,6 +335,7 @@ async fn other_layers_of_a_model_take_the_place_of_those_that_are_no_longer_want
     // As a shard holds it: its layers are in memory, and what it is told next may be others.
     let model = Model::open(&ended.path).unwrap();
     let held = model.lease.unwrap().of_assigned().unwrap();
+    // The files are let go of, as by a shard that has read them.
     drop(model.source);
 
     let id = downloads.add(download(&manifest, after, &[&server])).await.unwrap();
